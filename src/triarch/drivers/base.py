@@ -1,0 +1,165 @@
+"""The contract between the engine and the code of one architecture.
+
+A driver has nine methods. Everything else is a capability protocol; the engine raises `Unsupported` where a driver
+lacks one, and a driver never has a method that does nothing. `triarch.testing.check_driver` is this page as tests.
+
+Rules for all of them:
+- Drivers never touch locks of the engine, the store or HTTP, never import one another, and make no disks or networks:
+  the engine hands over a `MachineSpec` in which everything is resolved.
+- Methods on one machine are called one at a time; methods on different machines run at once.
+- Every method may be cancelled; what it had begun is then undone by `kill` and `delete`.
+- What keeps a machine running must not be the daemon: after SIGKILL of the daemon at any instruction the machine runs
+  on, and a new driver object adopts it from `spec.run_dir` and the host alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import ClassVar, Protocol, runtime_checkable
+
+from triarch.model.driver import (
+    DriverInfo,
+    ExecRequest,
+    Input,
+    Kind,
+    MachineSpec,
+    Observation,
+    Resize,
+    Stream,
+    Usage,
+)
+from triarch.model.instance import Instance
+from triarch.model.machine import Exit, Machine
+
+DriverFactory = Callable[[Instance], "Driver"]
+
+
+class Driver(Protocol):
+    """One architecture, bound to one instance. Constructing it does nothing that can fail or block."""
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    needs_guest_pack: ClassVar[bool]
+
+    async def probe(self) -> DriverInfo:
+        """Try whether machines can run here, for real. Raises `DriverUnavailable(reason)` or `MissingProgram`."""
+        ...
+
+    def validate(self, machine: Machine) -> None:
+        """Pure. Raises `Invalid` or `Unsupported` for what this architecture can never run."""
+        ...
+
+    async def create(self, spec: MachineSpec) -> None:
+        """Register the machine with the hypervisor, where it keeps a register. Idempotent; makes no disks."""
+        ...
+
+    async def start(self, spec: MachineSpec) -> None:
+        """Return when the hypervisor accepted the machine (its first process exists). Already running is success.
+
+        Raises `MachineFailed` with the reason, `Busy` when something else holds the delta's lock. A start that raises
+        has left nothing behind.
+        """
+        ...
+
+    async def stop(self, spec: MachineSpec, timeout_seconds: float) -> None:
+        """Ask the guest to end and wait until all is gone and the delta is put away. Never escalates.
+
+        Raises `TimedOut`; the machine then still runs. Not running is success.
+        """
+        ...
+
+    async def kill(self, spec: MachineSpec) -> None:
+        """End it now, without its consent; return when nothing of it runs and the delta is free.
+
+        Not running is success.
+        """
+        ...
+
+    async def delete(self, spec: MachineSpec) -> None:
+        """Forget a stopped machine: remove everything in `run_dir` and on the host. Absent is success. Keeps disks."""
+        ...
+
+    async def observe(self, spec: MachineSpec) -> Observation:
+        """Ask the host, never a cache."""
+        ...
+
+    def events(self) -> AsyncIterator[Observation]:
+        """First every machine that this driver owns on the host (how a new daemon adopts), then each change.
+
+        Only ends of runs and adoption must be reported; a machine that ended is reported once, with its `exit`.
+        One consumer at a time; ends when the consumer closes it.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of sockets, watches and helper processes. Machines keep running."""
+        ...
+
+
+class Stdio(Protocol):
+    """The far end of a command's or console's input and output."""
+
+    async def read(self) -> Input:
+        """The next piece of input; after `EndOfInput` it is not called again."""
+        ...
+
+    async def write(self, stream: Stream, data: bytes) -> None:
+        """Take output; returns when the far end has room (back pressure). Raises `ConnectionError` when it is gone."""
+        ...
+
+
+@runtime_checkable
+class Exec(Protocol):
+    """Run a command in a running machine."""
+
+    async def exec(self, spec: MachineSpec, request: ExecRequest, stdio: Stdio) -> Exit:
+        """Return the command's exit. A far end that goes away ends the command (SIGHUP, then SIGKILL)."""
+        ...
+
+
+@runtime_checkable
+class Console(Protocol):
+    """Attach to the machine's own console."""
+
+    async def console(self, spec: MachineSpec, stdio: Stdio) -> None:
+        """Return when the machine ends or the far end goes away."""
+        ...
+
+
+@runtime_checkable
+class Attachable(Protocol):
+    """Start an `app` machine with its command's input and output connected, as `run` does."""
+
+    async def start_attached(self, spec: MachineSpec, stdio: Stdio, terminal: Resize | None) -> Exit:
+        """As `start`, then return the command's exit when the machine has ended and is put away."""
+        ...
+
+
+@runtime_checkable
+class Pausable(Protocol):
+    """Freeze and thaw a running machine."""
+
+    async def pause(self, spec: MachineSpec) -> None: ...
+
+    async def resume(self, spec: MachineSpec) -> None: ...
+
+
+@runtime_checkable
+class Metered(Protocol):
+    """Tell what a running machine uses now."""
+
+    async def usage(self, spec: MachineSpec) -> Usage: ...
+
+
+CAPABILITIES: dict[str, type] = {
+    "exec": Exec,
+    "console": Console,
+    "attach": Attachable,
+    "pause": Pausable,
+    "usage": Metered,
+}
+
+
+def capabilities_of(driver: object) -> tuple[str, ...]:
+    """The names of the capability protocols that `driver` has."""
+    return tuple(name for name, protocol in CAPABILITIES.items() if isinstance(driver, protocol))

@@ -1,0 +1,146 @@
+"""What passes between the engine and a driver."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+import msgspec
+
+from triarch.model.machine import Exit, Machine
+from triarch.model.network import Link
+from triarch.model.state import Status
+from triarch.model.template import Template
+
+
+class Kind(StrEnum):
+    """The three kinds of virtualization architecture."""
+
+    OS_LEVEL = "os-level"
+    HOSTED = "hosted"
+    BARE_METAL = "bare-metal"
+
+
+class DriverInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """The answer of a successful probe. `capabilities` are the names of the protocols the driver has."""
+
+    name: str
+    kind: Kind
+    version: str
+    capabilities: tuple[str, ...] = ()
+
+
+class Architecture(msgspec.Struct, frozen=True, kw_only=True):
+    """One architecture as the API lists it: `reason` says why it cannot be had on this host."""
+
+    name: str
+    kind: Kind
+    available: bool
+    version: str = ""
+    reason: str = ""
+    hint: str | None = None
+    capabilities: tuple[str, ...] = ()
+
+
+class LayerFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A template layer on this host: an uncompressed EROFS image, padded to 2 MiB."""
+
+    digest: str
+    path: str
+    size_bytes: int
+
+
+class GuestPack(msgspec.Struct, frozen=True, kw_only=True):
+    """The files that make a tree template boot as a VM; shared by all of them."""
+
+    kernel_path: str
+    initrd_path: str
+    kernel_release: str
+
+
+class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything a driver needs to run one machine, resolved by the engine: a driver looks nothing up.
+
+    `layers` are lowest first. `delta_path` is a raw ext4 image with `/upper` and `/work`.
+    `run_dir` is the driver's own for this machine (on a tmpfs, mode 0700); it may hold whatever adoption needs.
+    `log_path` gets the console output. `guest_pack` is None for drivers that do not boot a kernel.
+    """
+
+    machine: Machine
+    template: Template
+    layers: tuple[LayerFile, ...]
+    delta_path: str
+    link: Link
+    run_dir: str
+    state_dir: str
+    log_path: str
+    cgroup: str
+    guest_pack: GuestPack | None = None
+
+    @property
+    def uuid(self) -> str:
+        return self.machine.uuid
+
+    @property
+    def command(self) -> tuple[str, ...]:
+        """What an `app` machine runs."""
+        return self.machine.command or self.template.command
+
+
+class Observation(msgspec.Struct, frozen=True, kw_only=True):
+    """What the host says of one machine now. `exit` is there once a run has ended.
+
+    `failed` marks an end that nobody asked for (a hypervisor or an init that was killed or crashed).
+    """
+
+    uuid: str
+    status: Status
+    pid: int | None = None
+    exit: Exit | None = None
+    failed: bool = False
+    detail: str = ""
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What a running machine uses. `memory_bytes` is charged to it alone; `processes` are those inside, if known."""
+
+    cpu_seconds: float
+    memory_bytes: int
+    processes: int | None = None
+
+
+class ExecRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A command for a running machine. `user` is a numeric uid; with `terminal` stdout and stderr are one stream."""
+
+    command: tuple[str, ...]
+    terminal: bool = False
+    columns: int = 80
+    rows: int = 24
+    user: int = 0
+    group: int = 0
+    directory: str = "/"
+    environment: dict[str, str] = {}
+
+
+class Stream(StrEnum):
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+class Data(msgspec.Struct, frozen=True):
+    """Bytes for standard input."""
+
+    data: bytes
+
+
+class Resize(msgspec.Struct, frozen=True):
+    """The terminal has another size now."""
+
+    columns: int
+    rows: int
+
+
+class EndOfInput(msgspec.Struct, frozen=True):
+    """Standard input ended."""
+
+
+Input = Data | Resize | EndOfInput

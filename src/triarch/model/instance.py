@@ -1,0 +1,84 @@
+"""An instance: one daemon with its own state, sockets, bridge, addresses and ids.
+
+Everything that must not collide between two instances on one host follows from `tag`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import msgspec
+
+from triarch.model.machine import IdRange
+
+DEFAULT_TAG = "0"
+
+
+class Instance(msgspec.Struct, frozen=True, kw_only=True):
+    """Where an instance lives. `state_dir` outlives a reboot, `run_dir` does not (it is on a tmpfs)."""
+
+    tag: str
+    state_dir: str
+    run_dir: str
+    user_id: int = 0
+
+    @property
+    def privileged(self) -> bool:
+        return self.user_id == 0
+
+    @property
+    def socket_path(self) -> Path:
+        return Path(self.run_dir) / "triarchd.sock"
+
+    @property
+    def bridge(self) -> str:
+        return f"tri{self.tag}"
+
+    def host_interface(self, index: int) -> str:
+        """The host's end of machine `index`'s link: at most 15 characters (IFNAMSIZ)."""
+        return f"tri{self.tag}m{index}"
+
+    def machine_run_dir(self, uuid: str) -> Path:
+        return Path(self.run_dir) / "m" / uuid
+
+    def machine_state_dir(self, uuid: str) -> Path:
+        return Path(self.state_dir) / "machines" / uuid
+
+    def log_path(self, uuid: str) -> Path:
+        """Console output of all runs, kept over reboots."""
+        return self.machine_state_dir(uuid) / "console.log"
+
+    def cgroup(self, uuid: str) -> str:
+        return f"/triarch-{self.tag}/{uuid}"
+
+    def id_range(self, index: int) -> IdRange:
+        """Host ids of container `index`: 65,536 of them, aligned, apart from every other machine's.
+
+        The default instance takes slots 16 … 8,191, another one a region that its tag picks.
+        """
+        region = 0 if self.tag == DEFAULT_TAG else 1 + int(self.tag, 16) % 7
+        return IdRange(base=(region * 8192 + 15 + index) << 16)
+
+
+def default_instance(user_id: int | None = None) -> Instance:
+    """The host's own instance for root, or a private one under the home directory for anybody else."""
+    uid = os.geteuid() if user_id is None else user_id
+    if uid == 0:
+        return Instance(tag=DEFAULT_TAG, state_dir="/var/lib/triarch", run_dir="/run/triarch")
+    state = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "triarch"
+    return Instance(tag=DEFAULT_TAG, state_dir=str(state), run_dir=f"{_user_runtime(uid)}/triarch", user_id=uid)
+
+
+def instance_at(root: str | Path, user_id: int | None = None) -> Instance:
+    """The separate instance whose state is in `root`. Its run directory is short, so that socket paths fit."""
+    uid = os.geteuid() if user_id is None else user_id
+    path = Path(root).expanduser().resolve()
+    tag = hashlib.sha256(os.fsencode(path)).hexdigest()[:6]
+    run = "/run" if uid == 0 else _user_runtime(uid)
+    return Instance(tag=tag, state_dir=str(path), run_dir=f"{run}/triarch-{tag}", user_id=uid)
+
+
+def _user_runtime(uid: int) -> str:
+    return os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/triarch-{uid}"

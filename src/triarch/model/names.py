@@ -1,0 +1,34 @@
+"""Names: one rule for machines, one for templates, checked at every border."""
+
+from __future__ import annotations
+
+import re
+
+from triarch.errors import Invalid
+
+MACHINE_NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
+TEMPLATE_NAME_PATTERN = r"^[a-z]([a-z0-9.-]{0,61}[a-z0-9])?$"
+
+_MACHINE = re.compile(MACHINE_NAME_PATTERN[:-1] + r"\Z")
+_TEMPLATE = re.compile(TEMPLATE_NAME_PATTERN[:-1] + r"\Z")
+
+MACHINE_NAME_RULE = (
+    "1 to 63 characters, lower-case letters, digits and '-', first a letter, last a letter or digit (it is a DNS label)"
+)
+TEMPLATE_NAME_RULE = (
+    "1 to 63 characters, lower-case letters, digits, '-' and '.', first a letter, last a letter or digit"
+)
+
+
+def check_machine_name(name: str) -> str:
+    """Return `name`, or raise `Invalid` that states the rule (RFC 1123 label that starts with a letter)."""
+    if not _MACHINE.match(name):
+        raise Invalid(f"illegal machine name {name!r}: it needs {MACHINE_NAME_RULE}", name=name)
+    return name
+
+
+def check_template_name(name: str) -> str:
+    """Return `name`, or raise `Invalid` that states the rule."""
+    if not _TEMPLATE.match(name) or ".." in name:
+        raise Invalid(f"illegal template name {name!r}: it needs {TEMPLATE_NAME_RULE}", name=name)
+    return name

@@ -1,0 +1,50 @@
+"""Limits of a machine and the sizes that people write."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+import msgspec
+
+from triarch.errors import Invalid
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE | re.ASCII)
+_FACTOR = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+Cpus = Annotated[float, msgspec.Meta(gt=0, le=4096)]
+MemoryBytes = Annotated[int, msgspec.Meta(ge=16 << 20, le=1 << 46)]
+Pids = Annotated[int, msgspec.Meta(ge=16, le=1 << 22)]
+IoWeight = Annotated[int, msgspec.Meta(ge=10, le=1000)]
+DiskBytes = Annotated[int, msgspec.Meta(ge=64 << 20, le=1 << 46)]
+
+
+class Resources(msgspec.Struct, frozen=True, kw_only=True):
+    """What a machine may use. None means: as much as the host has (a VM then gets the driver's default).
+
+    `cpus` counts host processors and may be a fraction; `io_weight` is relative, 100 is the ordinary share.
+    """
+
+    cpus: Cpus | None = None
+    memory_bytes: MemoryBytes | None = None
+    pids: Pids | None = None
+    io_weight: IoWeight | None = None
+    disk_bytes: DiskBytes = 10 << 30
+
+
+def parse_size(text: str) -> int:
+    """Bytes of `512M`, `2G`, `1.5GiB`, `1048576`; units are powers of 1,024. Raises `Invalid`."""
+    match = _SIZE.match(text.strip())
+    if match is None:
+        raise Invalid(f"illegal size {text!r}: it needs a number with K, M, G or T, such as 512M")
+    return int(float(match[1]) * _FACTOR[match[2].upper()])
+
+
+def format_size(size_bytes: int) -> str:
+    """`512.0 MiB`: one decimal, powers of 1,024."""
+    value = float(size_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{int(value)} B" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
