@@ -1,0 +1,41 @@
+"""The messages of a stream (exec, console, run) between client and daemon.
+
+The client's first message is JSON: `ExecRequest`, `RunRequest` or `{}`. After it, binary messages carry data: their
+first byte is the channel, the rest the bytes. Text messages are JSON: `Control` from the client, `Ending` once from the
+daemon, which then closes.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from triarch.model.driver import Resize
+from triarch.model.machine import CreateMachine, Exit
+from triarch.model.operation import Problem
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+# Longer input is cut into several messages; the daemon refuses longer ones.
+MAX_DATA_BYTES = 64 << 10
+MAX_MESSAGE_BYTES = 1 << 20
+
+
+class RunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Start a throw-away machine attached; `terminal` is the size of the terminal it gets, None for plain streams."""
+
+    machine: CreateMachine
+    terminal: Resize | None = None
+
+
+class Control(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """From the client: the terminal's new size, or the end of its input. Exactly one of the two."""
+
+    resize: Resize | None = None
+    eof: bool = False
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """From the daemon, last: how the command ended, or why it could not be run. A console ends with neither."""
+
+    exit: Exit | None = None
+    error: Problem | None = None
