@@ -1,0 +1,393 @@
+"""The engine: everything that the daemon can ask for, behind one class."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
+import msgspec
+
+from triarch.drivers.base import Console, DriverFactory, Exec, Stdio, capabilities_of
+from triarch.engine.architectures import Architectures
+from triarch.engine.down import Down
+from triarch.engine.events import EventBus
+from triarch.engine.journal import Journal
+from triarch.engine.lifecycle import Lifecycle
+from triarch.engine.logs import follow_log
+from triarch.engine.machine_procedures import (
+    Create,
+    Delete,
+    Kill,
+    Launch,
+    MachineArguments,
+    MachineProcedure,
+    Pause,
+    Rename,
+    Restart,
+    Resume,
+    Run,
+    Start,
+    Stop,
+    Switch,
+)
+from triarch.engine.operations import Operations
+from triarch.engine.records import Kept, MachineRecords, TemplateRecords
+from triarch.engine.resolve import resolve
+from triarch.engine.services import Network, Services
+from triarch.engine.template_procedures import BuildTree, DeleteTemplate, ImportTree, TemplateArguments
+from triarch.errors import Cancelled, Exists, InUse, Invalid, Unsupported
+from triarch.model.driver import Architecture, ExecRequest, Observation, Resize
+from triarch.model.event import Event
+from triarch.model.instance import Instance
+from triarch.model.machine import (
+    CreateMachine,
+    Exit,
+    Machine,
+    MachineView,
+    RenameMachine,
+    StopMachine,
+    SwitchMachine,
+)
+from triarch.model.names import check_machine_name, check_template_name
+from triarch.model.operation import Operation
+from triarch.model.request import BuildTemplate, Check
+from triarch.model.state import State, Verb, next_state
+from triarch.model.template import Template, parse_template_name
+from triarch.storage.base import Pool
+from triarch.store.base import Store
+
+
+class Engine:
+    """One instance's machines and templates.
+
+    Changes return an `Operation` that already runs; what is wrong with the request itself is raised at once, and so is
+    `Busy` when another operation holds the object. All methods belong to one event loop.
+    """
+
+    def __init__(
+        self,
+        instance: Instance,
+        store: Store,
+        pool: Pool,
+        network: Network,
+        factories: Mapping[str, DriverFactory] | None = None,
+    ) -> None:
+        """`factories` replaces the table of drivers (tests)."""
+        self.instance = instance
+        self.down_finished = asyncio.Event()
+        self._events = EventBus()
+        self._store = store
+        journal = Journal(store)
+        self._operations = Operations(journal, self._events, self._released)
+        self._services = Services(
+            instance=instance,
+            store=store,
+            pool=pool,
+            network=network,
+            architectures=Architectures(instance, self._hear, factories),
+            events=self._events,
+            machines=MachineRecords(store),
+            templates=TemplateRecords(store),
+            report=self._operations.report,
+        )
+        self._lifecycle = Lifecycle(self._services, self._operations, journal)
+        self._reserved: set[int] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def _hear(self, architecture: str, observation: Observation) -> None:
+        self._lifecycle.hear(architecture, observation)
+
+    async def _released(self, target: str) -> None:
+        await self._lifecycle.released(target)
+
+    async def open(self) -> None:
+        """Load the records, finish or undo what the last daemon left, adopt what runs."""
+        Path(self.instance.state_dir).mkdir(mode=0o711, parents=True, exist_ok=True)
+        await self._store.open()
+        await asyncio.to_thread(self._services.pool.prepare)
+        await self._services.load_subnet()
+        await self._services.templates.load()
+        await self._services.machines.load()
+        await self._lifecycle.recover()
+
+    async def close(self) -> None:
+        """Let go: machines keep running, operations past their commit point stay in the journal."""
+        await self._operations.close()
+        await self._services.architectures.close()
+        await self._store.close()
+
+    # -- looking
+
+    def machines(self) -> tuple[MachineView, ...]:
+        return tuple(self._view(kept) for kept in self._services.machines.all())
+
+    def machine(self, name: str) -> MachineView:
+        return self._view(self._services.machines.kept(name))
+
+    def _view(self, kept: Kept[Machine]) -> MachineView:
+        machine = kept.value
+        return MachineView(
+            name=machine.name,
+            uuid=machine.uuid,
+            state=machine.state,
+            desired=machine.desired,
+            architecture=machine.architecture,
+            template=machine.template,
+            init=machine.init,
+            address=machine.nic.ip if machine.nic is not None else None,
+            mac=machine.nic.mac if machine.nic is not None else None,
+            resources=machine.resources,
+            network=machine.network,
+            command=machine.command,
+            ephemeral=machine.ephemeral,
+            last_exit=machine.last_exit,
+            created_at=machine.created_at,
+            started_at=machine.started_at,
+            operation=self._operations.holder(f"machine/{machine.name}"),
+            etag=str(kept.revision),
+        )
+
+    def templates(self) -> tuple[Template, ...]:
+        return self._services.templates.all()
+
+    def template(self, ref: str) -> Template:
+        return self._services.templates.get(ref)
+
+    async def architectures(self, *, refresh: bool = False) -> tuple[Architecture, ...]:
+        return await self._services.architectures.probe_all(refresh=refresh)
+
+    def events(self) -> AsyncIterator[Event]:
+        return self._events.subscribe()
+
+    async def doctor(self) -> tuple[Check, ...]:
+        from triarch.engine.doctor import run_checks
+
+        architectures = self._services.architectures
+        return await run_checks(self.instance, {name: architectures.driver(name) for name in architectures.names()})
+
+    # -- operations
+
+    def operations(self) -> tuple[Operation, ...]:
+        return self._operations.all()
+
+    def operation(self, operation_id: str) -> Operation:
+        return self._operations.get(operation_id)
+
+    async def wait(self, operation_id: str, timeout_seconds: float | None = None) -> Operation:
+        return await self._operations.wait(operation_id, timeout_seconds)
+
+    def cancel(self, operation_id: str) -> Operation:
+        return self._operations.cancel(operation_id)
+
+    # -- machines
+
+    async def create(self, request: CreateMachine) -> Operation:
+        """Create a machine, and start it too if the request says so (then the verb is `launch`)."""
+        machine = await self._resolve(request)
+        procedure = Launch if request.start else Create
+        arguments = MachineArguments(machine=machine, start=request.start)
+        return self._begin_new(procedure(self._services, arguments))
+
+    async def _resolve(self, request: CreateMachine) -> Machine:
+        if request.name is not None:
+            self._check_name_free(request.name)
+        machine = await resolve(self._services, request, self._reserved)
+        self._check_name_free(machine.name)
+        self._reserved.add(machine.index)
+        return machine
+
+    def _check_name_free(self, name: str) -> None:
+        if self._services.machines.find(name) is not None:
+            raise Exists(f"machine '{name}' exists already", hint=f"triarch info {name}", machine=name)
+
+    def _begin_new(self, procedure: MachineProcedure) -> Operation:
+        """From the first step on the index is held by the record; until then by the reservation."""
+        try:
+            operation = self._operations.begin(procedure)
+        except BaseException:
+            self._reserved.discard(procedure.arguments.machine.index)
+            raise
+        task = asyncio.create_task(self._release_index(operation.id, procedure.arguments.machine.index))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return operation
+
+    async def _release_index(self, operation_id: str, index: int) -> None:
+        await self._operations.wait(operation_id)
+        self._reserved.discard(index)
+
+    def _checked(self, name: str, verb: Verb) -> Machine:
+        """The machine, if nothing holds it and its state allows `verb`."""
+        machine = self._services.machines.get(check_machine_name(name))
+        self._operations.check_free(f"machine/{name}")
+        next_state(name, machine.state, verb)
+        return machine
+
+    async def start(self, name: str) -> Operation:
+        machine = self._checked(name, Verb.START)
+        await self._services.architectures.need(machine.architecture)
+        return self._operations.begin(Start(self._services, MachineArguments(machine=machine)))
+
+    async def stop(self, name: str, request: StopMachine) -> Operation:
+        return self._operations.begin(Stop(self._services, self._stop_arguments(name, Verb.STOP, request)))
+
+    async def restart(self, name: str, request: StopMachine) -> Operation:
+        return self._operations.begin(Restart(self._services, self._stop_arguments(name, Verb.RESTART, request)))
+
+    def _stop_arguments(self, name: str, verb: Verb, request: StopMachine) -> MachineArguments:
+        machine = self._checked(name, verb)
+        return MachineArguments(machine=machine, timeout_seconds=request.timeout_seconds, force=request.force)
+
+    async def kill(self, name: str) -> Operation:
+        return self._operations.begin(Kill(self._services, MachineArguments(machine=self._checked(name, Verb.KILL))))
+
+    async def pause(self, name: str) -> Operation:
+        return self._operations.begin(Pause(self._services, MachineArguments(machine=self._checked(name, Verb.PAUSE))))
+
+    async def resume(self, name: str) -> Operation:
+        machine = self._checked(name, Verb.RESUME)
+        return self._operations.begin(Resume(self._services, MachineArguments(machine=machine)))
+
+    async def delete(self, name: str, *, force: bool = False) -> Operation:
+        """A running machine is deleted only with `force`, which kills it first."""
+        machine = self._services.machines.get(check_machine_name(name))
+        if not force:
+            self._checked(name, Verb.DELETE)
+        return self._operations.begin(Delete(self._services, MachineArguments(machine=machine, force=force)))
+
+    async def rename(self, name: str, request: RenameMachine) -> Operation:
+        machine = self._checked(name, Verb.RENAME)
+        check_machine_name(request.name)
+        self._check_name_free(request.name)
+        self._operations.check_free(f"machine/{request.name}")
+        return self._operations.begin(Rename(self._services, MachineArguments(machine=machine, name=request.name)))
+
+    async def switch(self, name: str, request: SwitchMachine) -> Operation | None:
+        """Run the machine under another architecture. With `check` nothing is done and None says that it would work."""
+        machine = self._checked(name, Verb.SWITCH)
+        if request.architecture == machine.architecture:
+            raise Invalid(f"machine '{name}' is already under architecture '{machine.architecture}'", machine=name)
+        driver = await self._services.architectures.need(request.architecture)
+        driver.validate(msgspec.structs.replace(machine, architecture=request.architecture))
+        if request.check:
+            return None
+        arguments = MachineArguments(
+            machine=machine, architecture=request.architecture, timeout_seconds=request.timeout_seconds
+        )
+        return self._operations.begin(Switch(self._services, arguments))
+
+    # -- streams
+
+    async def exec(self, name: str, request: ExecRequest, stdio: Stdio) -> Exit:
+        """Run a command in a running machine. No lock is taken: any number may run at once."""
+        machine = self._services.machines.get(check_machine_name(name))
+        next_state(name, machine.state, Verb.EXEC)
+        driver = self._services.driver(machine)
+        if not request.command:
+            raise Invalid(f"exec in machine '{name}' needs a command", hint=f"triarch exec {name} -- sh")
+        if not isinstance(driver, Exec):
+            raise self._lacks(machine.architecture, "exec")
+        return await driver.exec(self._services.spec(machine), request, stdio)
+
+    async def console(self, name: str, stdio: Stdio) -> None:
+        machine = self._services.machines.get(check_machine_name(name))
+        next_state(name, machine.state, Verb.CONSOLE)
+        driver = self._services.driver(machine)
+        if not isinstance(driver, Console):
+            raise self._lacks(machine.architecture, "console")
+        await driver.console(self._services.spec(machine), stdio)
+
+    def _lacks(self, architecture: str, capability: str) -> Unsupported:
+        drivers = self._services.architectures.made()
+        having = [name for name, driver in drivers.items() if capability in capabilities_of(driver)]
+        return Unsupported(
+            f"architecture '{architecture}' has no {capability}"
+            + (f"; it is there under {', '.join(having)}" if having else "")
+        )
+
+    async def run(self, request: CreateMachine, stdio: Stdio, terminal: Resize | None) -> Exit:
+        """A throw-away machine with the caller's input and output; returns its command's exit when all is removed.
+
+        Cancelling this call removes the machine.
+        """
+        machine = await self._resolve(msgspec.structs.replace(request, ephemeral=True))
+        procedure = Run(self._services, MachineArguments(machine=machine), stdio, terminal)
+        operation = self._begin_new(procedure)
+        try:
+            await self._operations.outcome(operation.id)
+        except asyncio.CancelledError:
+            self._operations.cancel(operation.id)
+            raise
+        if procedure.exit is None:
+            raise Cancelled(f"machine '{machine.name}' ended without an exit code")
+        return procedure.exit
+
+    def logs(self, name: str, *, follow: bool = False) -> AsyncIterator[bytes]:
+        """The console output that was kept; with `follow` also what comes, until the machine stops."""
+        machine = self._services.machines.get(check_machine_name(name))
+
+        def running() -> bool:
+            kept = self._services.machines.find_uuid(machine.uuid)
+            return follow and kept is not None and kept.state is State.RUNNING
+
+        return follow_log(self.instance.log_path(machine.uuid), running)
+
+    # -- templates
+
+    async def build_template(self, request: BuildTemplate) -> Operation:
+        self._check_template_free(request.name)
+        arguments = TemplateArguments(name=request.name, workspace=self._workspace(), request=request)
+        return self._operations.begin(BuildTree(self._services, arguments))
+
+    async def import_template(self, name: str, archive: Path) -> Operation:
+        """`archive` becomes the engine's: it is removed when the operation ends, whatever comes of it."""
+        self._check_template_free(name)
+        arguments = TemplateArguments(name=name, workspace=self._workspace(), archive=str(archive))
+        return self._operations.begin(ImportTree(self._services, arguments))
+
+    def _check_template_free(self, name: str) -> None:
+        check_template_name(name)
+        if self._services.templates.levels(name):
+            raise Exists(f"template '{name}' exists already", hint=f"triarch template info {name}", template=name)
+
+    def _workspace(self) -> str:
+        return str(Path(self.instance.state_dir) / "work" / secrets.token_hex(6))
+
+    async def delete_template(self, ref: str) -> Operation:
+        """One level, or all of a template. Raises `InUse` that names machines standing on it."""
+        name, level = parse_template_name(ref)
+        templates = self._services.templates.levels(name) if level is None else (self.template(ref),)
+        if not templates:
+            self.template(ref)
+        digests = {template.digest for template in templates}
+        users = [k.value.name for k in self._services.machines.all() if k.value.template.digest in digests]
+        if users:
+            shown = ", ".join(f"'{user}'" for user in users[:5]) + (" …" if len(users) > 5 else "")
+            raise InUse(f"template '{ref}' is in use by {shown}", hint=f"triarch delete {users[0]}", template=ref)
+        return self._operations.begin(DeleteTemplate(self._services, TemplateArguments(name=name, templates=templates)))
+
+    # -- the end
+
+    async def down(self) -> Operation:
+        """Stop every machine and remove what the instance has on the host; `down_finished` is set when that is done."""
+        return self._operations.begin(Down(self._services, self._operations, self.down_finished))
+
+
+async def open_engine(instance: Instance, factories: Mapping[str, DriverFactory] | None = None) -> Engine:
+    """The engine on its usual parts: sqlite, a directory pool, a NAT bridge, the drivers of this host."""
+    from triarch.network.nat import NatNetwork
+    from triarch.storage.directory import DirectoryPool
+    from triarch.store.sqlite import SqliteStore
+
+    state_dir = Path(instance.state_dir)
+    engine = Engine(
+        instance,
+        SqliteStore(state_dir / "triarch.db"),
+        DirectoryPool("default", state_dir / "pool"),
+        NatNetwork(instance),
+        factories,
+    )
+    await engine.open()
+    return engine

@@ -1,0 +1,135 @@
+"""Machines that change by themselves, and the start of a daemon after whatever ended the last one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from triarch.engine.down import Down
+from triarch.engine.journal import Journal, JournalRecord
+from triarch.engine.machine_procedures import PROCEDURES, Delete, MachineArguments, Settle
+from triarch.engine.operations import Operations
+from triarch.engine.procedure import Procedure
+from triarch.engine.services import Services
+from triarch.engine.template_procedures import TEMPLATE_PROCEDURES, TemplateArguments, remove_unused_layers
+from triarch.errors import Damaged, Error
+from triarch.model.driver import Observation
+from triarch.model.machine import Exit, Machine
+from triarch.model.state import State, Status
+
+log = logging.getLogger(__name__)
+
+ENDED = (Status.STOPPED, Status.ABSENT)
+
+
+def rebuild(services: Services, record: JournalRecord) -> Procedure:
+    """The procedure that a journal record speaks of, from its arguments alone."""
+    verb = record.operation.verb
+    if verb in PROCEDURES:
+        return PROCEDURES[verb](services, msgspec.json.decode(record.arguments, type=MachineArguments))
+    if verb in TEMPLATE_PROCEDURES:
+        return TEMPLATE_PROCEDURES[verb](services, msgspec.json.decode(record.arguments, type=TemplateArguments))
+    raise Damaged(f"the journal has operation {record.operation.id} with the unknown verb '{verb}'")
+
+
+class Lifecycle:
+    """Keeps records true to what drivers see. `hear` never blocks; what follows from it runs as operations."""
+
+    def __init__(self, services: Services, operations: Operations, journal: Journal) -> None:
+        self._services = services
+        self._operations = operations
+        self._journal = journal
+        self._ended: dict[str, Observation] = {}
+
+    # -- while running
+
+    def hear(self, architecture: str, observation: Observation) -> None:
+        """A driver tells of a machine. While an operation holds the machine, its end waits for `released`."""
+        machine = self._services.machines.find_uuid(observation.uuid)
+        if machine is None or machine.architecture != architecture or observation.status not in ENDED:
+            return
+        self._ended[machine.uuid] = observation
+        if self._operations.holder(f"machine/{machine.name}") is None:
+            self._settle(machine)
+
+    async def released(self, target: str) -> None:
+        """An operation let go of `target`: what was heard meanwhile may matter now."""
+        kind, _, name = target.partition("/")
+        kept = self._services.machines.find(name) if kind == "machine" else None
+        if kept is None:
+            return
+        machine = kept.value
+        if machine.uuid in self._ended:
+            await self._recheck(machine)
+        elif machine.ephemeral and machine.started_at is not None and machine.state in (State.STOPPED, State.FAILED):
+            self._operations.begin(Delete(self._services, MachineArguments(machine=machine)))
+
+    async def _recheck(self, machine: Machine) -> None:
+        """The end that was heard may belong to an earlier run: the host decides."""
+        try:
+            observation = await self._services.driver(machine).observe(self._services.spec(machine))
+        except Error:
+            log.exception("cannot observe machine '%s'", machine.name)
+            return
+        if observation.status not in ENDED:
+            self._ended.pop(machine.uuid, None)
+        elif self._operations.holder(f"machine/{machine.name}") is None:
+            self._settle(machine)
+
+    def _settle(self, machine: Machine) -> None:
+        observation = self._ended.pop(machine.uuid)
+        if machine.state in (State.RUNNING, State.PAUSED):
+            self._operations.begin(Settle(self._services, MachineArguments(machine=machine), observation))
+
+    # -- at the start of the daemon
+
+    async def recover(self) -> None:
+        """Finish or undo what was under way, adopt what runs, record what ended unseen, sweep what nobody owns."""
+        unfinished = await self._journal.unfinished()
+        for record in unfinished:
+            await self._take_up(record)
+        for kept in self._services.machines.all():
+            if self._operations.holder(f"machine/{kept.value.name}") is None:
+                await self._adopt(kept.value)
+        if not unfinished:
+            await asyncio.to_thread(self._sweep)
+
+    async def _take_up(self, record: JournalRecord) -> None:
+        if record.operation.verb == Down.verb:
+            # Whoever asked for it asks again; the machines that it had stopped are recorded as such.
+            await self._journal.end(record.operation.id)
+            return
+        try:
+            self._operations.recover(record, rebuild(self._services, record))
+        except (Damaged, msgspec.MsgspecError):
+            log.exception("cannot read the journal of operation %s; it is left as it is", record.operation.id)
+
+    async def _adopt(self, machine: Machine) -> None:
+        if machine.state not in (State.RUNNING, State.PAUSED):
+            return
+        try:
+            observation = await self._services.driver(machine).observe(self._services.spec(machine))
+        except Error:
+            log.exception("cannot observe machine '%s'; its record stays %s", machine.name, machine.state.value)
+            return
+        if observation.status in ENDED:
+            if observation.exit is None:
+                reason = "it ended while no daemon watched (the host restarted?)"
+                observation = msgspec.structs.replace(observation, exit=Exit(code=None, reason=reason))
+            self._operations.begin(Settle(self._services, MachineArguments(machine=machine), observation))
+            return
+        self._services.architectures.listen(machine.architecture)
+
+    def _sweep(self) -> None:
+        """Layers and scratch space that no record names (blocking)."""
+        remove_unused_layers(self._services)
+        work = Path(self._services.instance.state_dir) / "work"
+        for path in work.iterdir() if work.is_dir() else ():
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

@@ -1,0 +1,141 @@
+"""Machines and templates as stored, with the copy in memory that lists are served from."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+from triarch.errors import Exists, NotFound, Stale
+from triarch.model.machine import Machine
+from triarch.model.template import Template, parse_template_name
+from triarch.store.base import Compare, Delete, Put, Store
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Kept(msgspec.Struct, Generic[T], frozen=True):
+    """A record and the revision of the store at which it was written."""
+
+    value: T
+    revision: int
+
+
+class MachineRecords:
+    """Machines by name. One key `machines/UUID` each; names are unique because this daemon alone writes them."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._by_name: dict[str, Kept[Machine]] = {}
+
+    async def load(self) -> None:
+        for entry in await self._store.list("machines/"):
+            machine = msgspec.json.decode(entry.value, type=Machine)
+            self._by_name[machine.name] = Kept(machine, entry.revision)
+
+    def all(self) -> tuple[Kept[Machine], ...]:
+        return tuple(self._by_name[name] for name in sorted(self._by_name))
+
+    def find(self, name: str) -> Kept[Machine] | None:
+        return self._by_name.get(name)
+
+    def find_uuid(self, uuid: str) -> Machine | None:
+        return next((kept.value for kept in self._by_name.values() if kept.value.uuid == uuid), None)
+
+    def get(self, name: str) -> Machine:
+        return self.kept(name).value
+
+    def kept(self, name: str) -> Kept[Machine]:
+        """Raises `NotFound` with the nearest name there is."""
+        kept = self._by_name.get(name)
+        if kept is None:
+            import difflib
+
+            near = difflib.get_close_matches(name, self._by_name, n=1)
+            meant = f", did you mean '{near[0]}'?" if near else ""
+            raise NotFound(f"there is no machine '{name}'{meant}", hint="triarch list", machine=name)
+        return kept
+
+    async def add(self, machine: Machine) -> None:
+        """Store a new machine; the same one again is success. Raises `Exists`."""
+        kept = self._by_name.get(machine.name)
+        if kept is not None and kept.value.uuid != machine.uuid:
+            raise Exists(f"machine '{machine.name}' exists already", hint=f"triarch info {machine.name}")
+        await self.put(machine)
+
+    async def put(self, machine: Machine) -> None:
+        """Write a machine as it is now, under its present name."""
+        revision = await self._store.put(f"machines/{machine.uuid}", msgspec.json.encode(machine))
+        for name, kept in tuple(self._by_name.items()):
+            if kept.value.uuid == machine.uuid and name != machine.name:
+                del self._by_name[name]
+        self._by_name[machine.name] = Kept(machine, revision)
+
+    async def remove(self, machine: Machine) -> None:
+        """Absent is success."""
+        await self._store.delete(f"machines/{machine.uuid}")
+        kept = self._by_name.get(machine.name)
+        if kept is not None and kept.value.uuid == machine.uuid:
+            del self._by_name[machine.name]
+
+
+class TemplateRecords:
+    """Templates by name and level. One key `templates/NAME/LEVEL` each."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._by_ref: dict[str, Template] = {}
+
+    async def load(self) -> None:
+        for entry in await self._store.list("templates/"):
+            template = msgspec.json.decode(entry.value, type=Template)
+            self._by_ref[template.ref] = template
+
+    def all(self) -> tuple[Template, ...]:
+        return tuple(sorted(self._by_ref.values(), key=lambda t: (t.name, t.level)))
+
+    def levels(self, name: str) -> tuple[Template, ...]:
+        """All levels of a template, lowest first; empty when there is none."""
+        return tuple(template for template in self.all() if template.name == name)
+
+    def get(self, text: str) -> Template:
+        """The template `NAME@LEVEL`, or the newest level of `NAME`. Raises `Invalid` or `NotFound`."""
+        name, level = parse_template_name(text)
+        levels = self.levels(name)
+        if not levels:
+            raise self._missing(name)
+        if level is None:
+            return levels[-1]
+        for template in levels:
+            if template.level == level:
+                return template
+        raise NotFound(f"template '{name}' has no level {level}: its newest is {levels[-1].level}", template=text)
+
+    def _missing(self, name: str) -> NotFound:
+        import difflib
+
+        near = difflib.get_close_matches(name, {t.name for t in self._by_ref.values()}, n=1)
+        meant = f", did you mean '{near[0]}'?" if near else ""
+        return NotFound(
+            f"there is no template '{name}'{meant}",
+            hint="triarch template list" if near else f"triarch template build {name}",
+            template=name,
+        )
+
+    async def add(self, template: Template) -> None:
+        """Store a new level. Raises `Exists` when another template has that name and level."""
+        key = f"templates/{template.name}/{template.level}"
+        if self._by_ref.get(template.ref) == template:
+            return
+        try:
+            await self._store.txn([Compare(key=key, revision=0)], [Put(key=key, value=msgspec.json.encode(template))])
+        except Stale as error:
+            raise Exists(f"template '{template.ref}' exists already") from error
+        self._by_ref[template.ref] = template
+
+    async def remove(self, templates: tuple[Template, ...]) -> None:
+        """All of them in one transaction; absent is success."""
+        writes = [Delete(key=f"templates/{template.name}/{template.level}") for template in templates]
+        await self._store.txn([], writes)
+        for template in templates:
+            self._by_ref.pop(template.ref, None)

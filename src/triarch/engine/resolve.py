@@ -1,0 +1,118 @@
+"""From what a person asked for to a machine: every choice is made here, before anything is changed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import uuid
+from datetime import UTC, datetime
+
+from triarch.engine.services import Services
+from triarch.errors import Exhausted, Invalid, Unsupported
+from triarch.model.machine import CreateMachine, Machine, NetworkMode
+from triarch.model.names import check_machine_name
+from triarch.model.network import Nic
+from triarch.model.resources import Resources, format_size
+from triarch.model.state import State
+from triarch.model.template import Init, TemplateRef
+
+MAX_MACHINES = 8000
+_ADJECTIVES = (
+    "amber brave calm clever eager fair gentle happy keen lively merry noble proud quick quiet rapid swift wise"
+)
+_NOUNS = "badger crane falcon fox heron ibex jackal kestrel lark lynx marten otter owl puffin raven seal stoat wren"
+
+
+async def resolve(services: Services, request: CreateMachine, taken_indexes: set[int]) -> Machine:
+    """The machine that `request` describes. Raises `Invalid`, `NotFound`, `Unsupported` or `DriverUnavailable`."""
+    name = check_machine_name(request.name) if request.name is not None else _free_name(services)
+    template = services.templates.get(request.template)
+    architecture = request.architecture or await services.architectures.default()
+    driver = await services.architectures.need(architecture)
+    check_resources(name, request.resources)
+    init = request.init or (Init.APP if request.command else template.init)
+    if init is Init.APP and not (request.command or template.command):
+        raise Invalid(
+            f"machine '{name}' has no command to run: template '{template.ref}' has none of its own",
+            hint=f"triarch run {template.name} -- COMMAND",
+        )
+    if init is Init.SYSTEM and request.command:
+        raise Invalid(f"machine '{name}' boots its own init, so it takes no command", hint="leave out --init system")
+    index = _free_index(services, taken_indexes)
+    network = request.network or default_network(services)
+    machine = Machine(
+        name=name,
+        uuid=str(uuid.uuid4()),
+        index=index,
+        template=TemplateRef(name=template.name, level=template.level, digest=template.digest),
+        architecture=architecture,
+        init=init,
+        command=request.command,
+        environment={**template.environment, **request.environment},
+        resources=request.resources,
+        network=network,
+        nic=await _nic(services, network, index),
+        forwards=request.forwards,
+        ids=services.instance.id_range(index),
+        ephemeral=request.ephemeral,
+        created_at=datetime.now(UTC),
+        state=State.STOPPED,
+    )
+    driver.validate(machine)
+    _check_network(services, machine)
+    return machine
+
+
+def check_resources(name: str, resources: Resources) -> None:
+    """Refuse what this host can never give. Raises `Exhausted` that states what there is."""
+    host_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if resources.memory_bytes is not None and resources.memory_bytes > host_bytes:
+        raise Exhausted(
+            f"machine '{name}' asks for {format_size(resources.memory_bytes)} of memory: "
+            f"this host has {format_size(host_bytes)}",
+            machine=name,
+        )
+    host_cpus = os.cpu_count() or 1
+    if resources.cpus is not None and resources.cpus > host_cpus:
+        raise Exhausted(f"machine '{name}' asks for {resources.cpus:g} cpus: this host has {host_cpus}", machine=name)
+
+
+def default_network(services: Services) -> NetworkMode:
+    return "nat" if services.instance.privileged else "user"
+
+
+def _check_network(services: Services, machine: Machine) -> None:
+    if machine.network == "nat":
+        services.network.probe()
+    if machine.forwards and machine.network != "user":
+        raise Unsupported(
+            f"machine '{machine.name}' asks for port forwards: "
+            f"only network 'user' has them, this is '{machine.network}'"
+        )
+
+
+async def _nic(services: Services, network: NetworkMode, index: int) -> Nic | None:
+    if network == "none":
+        return None
+    if network == "user":
+        octets = (0x52, 0x54, 0, *secrets.token_bytes(3))
+        return Nic(mac=":".join(f"{octet:02x}" for octet in octets), address="10.0.2.15/24")
+    return services.network.nic(await services.need_subnet(), index)
+
+
+def _free_index(services: Services, taken: set[int]) -> int:
+    used = taken | {kept.value.index for kept in services.machines.all()}
+    for index in range(1, MAX_MACHINES + 1):
+        if index not in used:
+            return index
+    raise Exhausted(f"this instance has {MAX_MACHINES} machines already, which is the most it takes")
+
+
+def _free_name(services: Services) -> str:
+    adjectives, nouns = _ADJECTIVES.split(), _NOUNS.split()
+    while True:
+        name = f"{secrets.choice(adjectives)}-{secrets.choice(nouns)}"
+        if services.machines.find(name) is not None:
+            name = f"{name}-{secrets.randbelow(10_000)}"
+        if services.machines.find(name) is None:
+            return name
