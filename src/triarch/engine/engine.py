@@ -9,7 +9,7 @@ from pathlib import Path
 
 import msgspec
 
-from triarch.drivers.base import Console, DriverFactory, Exec, Stdio, capabilities_of
+from triarch.drivers.base import Console, DriverFactory, Exec, Metered, Stdio, capabilities_of
 from triarch.engine.architectures import Architectures
 from triarch.engine.down import Down
 from triarch.engine.events import EventBus
@@ -37,8 +37,8 @@ from triarch.engine.records import Kept, MachineRecords, TemplateRecords
 from triarch.engine.resolve import resolve
 from triarch.engine.services import Network, Services
 from triarch.engine.template_procedures import BuildTree, DeleteTemplate, ImportTree, TemplateArguments
-from triarch.errors import Cancelled, Exists, InUse, Invalid, Unsupported
-from triarch.model.driver import Architecture, ExecRequest, Observation, Resize
+from triarch.errors import Cancelled, Exists, InUse, Invalid, Unsupported, WrongState
+from triarch.model.driver import Architecture, ExecRequest, Observation, Resize, Usage
 from triarch.model.event import Event
 from triarch.model.instance import Instance
 from triarch.model.machine import (
@@ -298,6 +298,16 @@ class Engine:
         if not isinstance(driver, Console):
             raise self._lacks(machine.architecture, "console")
         await driver.console(self._services.spec(machine), stdio)
+
+    async def usage(self, name: str) -> Usage:
+        """What a running machine uses now. Raises `Conflict` when it does not run."""
+        machine = self._services.machines.get(check_machine_name(name))
+        if machine.state is not State.RUNNING:
+            raise WrongState(f"machine '{name}' uses nothing: it is {machine.state.value}", machine=name)
+        driver = self._services.driver(machine)
+        if not isinstance(driver, Metered):
+            raise self._lacks(machine.architecture, "usage")
+        return await driver.usage(self._services.spec(machine))
 
     def _lacks(self, architecture: str, capability: str) -> Unsupported:
         drivers = self._services.architectures.made()
