@@ -1,0 +1,335 @@
+"""What the host and the guest's init agree on: names, the configuration file, and the control port's frames.
+
+`init/protocol.h` is the same page for the C side; a test compares the two.
+
+How a VM must be wired for this guest (the driver writes the command line):
+
+- kernel and initrd of the guest pack, `kernel_command_line(config)`, serial port 1 as console;
+- one `-fw_cfg name=FW_CFG_KEY` with `encode_config(config)`;
+- layers in the order of `GuestConfig.layers`: a `pmem` layer is the next `virtio-pmem-pci` device (in PCI order), a
+  `block` layer a read-only virtio-blk disk with serial `layer_serial(index)`; the delta is a virtio-blk disk with
+  serial `DELTA_SERIAL`;
+- one `virtio-serial-pci` with `virtserialport`s named `AGENT_PORT`, `CONTROL_PORT` and `REPORT_PORT`;
+- the only network card, if any, is a virtio-net one: it is `eth0`.
+
+The control port carries frames: one type byte, the payload's length as 4 bytes (big endian), the payload.
+
+    host → guest   STDIN data · END_OF_INPUT · RESIZE columns:u16 rows:u16 · STOP
+    guest → host   READY · STDOUT data · STDERR data · CREDIT bytes:u32 · EXIT code:u32 reason · PROBLEM text
+
+Only an `attached` guest uses the stdio frames. The host may send `STDIN_WINDOW_BYTES` of input ahead; CREDIT says how
+many of them the command took, so that input nobody reads never holds up STOP. READY, EXIT and PROBLEM go to the control
+port, if someone listens there, and to the report port: give that one a file, and an exit code outlives the daemon.
+READY says that the command or the template's init is about to run, EXIT how an `app` command ended, PROBLEM why the
+guest gave up.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from enum import IntEnum, StrEnum
+from ipaddress import IPv4Address, IPv4Interface
+
+import msgspec
+
+from triarch.errors import Damaged, Invalid
+from triarch.model.driver import Data, EndOfInput, Resize, Stream
+from triarch.model.machine import Exit
+from triarch.model.names import check_machine_name
+from triarch.model.template import Init
+
+AGENT_PORT = "triarch.agent"
+CONTROL_PORT = "triarch.control"
+REPORT_PORT = "triarch.report"
+FW_CFG_KEY = "opt/triarch/config"
+DELTA_SERIAL = "delta"
+MAX_LAYERS = 32
+MAX_CONFIG_BYTES = 256 << 10
+MAX_FRAME_BYTES = 64 << 10
+STDIN_WINDOW_BYTES = 64 << 10
+_MAX_TEXT = 500
+_HEADER = struct.Struct(">BI")
+_SIZE = struct.Struct(">HH")
+_COUNT = struct.Struct(">I")
+_DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?\Z")
+
+# panic=-1 with QEMU's -no-reboot ends the VM at once; swiotlb=noforce gives back the 64 MiB that maxmem would cost.
+_KERNEL_ARGUMENTS = (
+    "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable no_timer_check mitigations=off net.ifnames=0 "
+    "random.trust_cpu=on swiotlb=noforce"
+)
+
+# What a VM without hardware of its own does not need. Everything here is also absent in a container.
+MASKED_UNITS = (
+    "apt-daily-upgrade.timer",
+    "apt-daily.timer",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "getty@tty1.service",
+    "kmod-static-nodes.service",
+    "modprobe@configfs.service",
+    "modprobe@dm_mod.service",
+    "modprobe@drm.service",
+    "modprobe@efi_pstore.service",
+    "modprobe@fuse.service",
+    "modprobe@loop.service",
+    "networking.service",
+    "serial-getty@ttyS0.service",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "systemd-modules-load.service",
+    "systemd-pstore.service",
+    "systemd-random-seed.service",
+    "systemd-remount-fs.service",
+    "systemd-sysusers.service",
+    "systemd-udev-trigger.service",
+    "systemd-udevd-control.socket",
+    "systemd-udevd-kernel.socket",
+    "systemd-udevd.service",
+    "systemd-update-utmp.service",
+)
+
+
+class Medium(StrEnum):
+    """How the guest gets a layer: `pmem` shares the host's page cache (DAX), `block` copies it."""
+
+    PMEM = "pmem"
+    BLOCK = "block"
+
+
+class GuestNetwork(msgspec.Struct, frozen=True, kw_only=True):
+    """What `eth0` gets. `address` is in CIDR form; an empty `gateway`, `nameserver` or `domain` is left out."""
+
+    address: str
+    gateway: str = ""
+    nameserver: str = ""
+    domain: str = ""
+
+
+class GuestConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """All that one start of a guest must know. `layers` are lowest first.
+
+    `host_key` (in dropbear's format) and `authorized_key` come from `guest.keys`. `command` is for `app` guests only.
+    `attached` connects the command's input and output to the control port, to a pseudo-terminal of size `terminal`
+    if that is given; else its output goes to the console and its input is empty.
+    """
+
+    hostname: str
+    init: Init
+    layers: tuple[Medium, ...]
+    host_key: bytes
+    authorized_key: str
+    command: tuple[str, ...] = ()
+    environment: dict[str, str] = {}
+    network: GuestNetwork | None = None
+    attached: bool = False
+    terminal: Resize | None = None
+
+
+def layer_serial(index: int) -> str:
+    """The serial of the virtio-blk disk that carries layer `index` (from 0, the lowest)."""
+    return f"layer{index}"
+
+
+def kernel_command_line(config: GuestConfig) -> str:
+    """The kernel's arguments. It holds no secret: everyone in the guest can read it. Raises `Invalid`."""
+    if config.init is Init.APP:
+        return _KERNEL_ARGUMENTS
+    hostname = check_machine_name(config.hostname)
+    masks = " ".join(f"systemd.mask={unit}" for unit in MASKED_UNITS)
+    return f"{_KERNEL_ARGUMENTS} systemd.hostname={hostname} systemd.show_status=0 {masks}"
+
+
+def encode_config(config: GuestConfig) -> bytes:
+    """The fw_cfg file: one `key length:value` record per line, so that no value can pass for another record.
+
+    Raises `Invalid` for what no program can be given (a NUL byte, a variable without a name) and for sizes that the
+    guest does not take.
+    """
+    _check_config(config)
+    records: list[tuple[str, bytes]] = [
+        ("hostname", check_machine_name(config.hostname).encode()),
+        ("init", config.init.value.encode()),
+        ("hostkey", config.host_key),
+        ("authorized", _text("authorized key", config.authorized_key)),
+        *(("layer", medium.value.encode()) for medium in config.layers),
+        *(("argv", _text("command", part)) for part in config.command),
+        *(("env", _variable(name, value)) for name, value in config.environment.items()),
+        *_network_records(config.network),
+    ]
+    if config.attached:
+        records.append(("attached", b"1"))
+    if config.terminal is not None:
+        records.append(("columns", b"%d" % config.terminal.columns))
+        records.append(("rows", b"%d" % config.terminal.rows))
+    encoded = b"".join(b"%s %d:%s\n" % (key.encode(), len(value), value) for key, value in records)
+    if len(encoded) > MAX_CONFIG_BYTES:
+        raise Invalid(
+            f"the command and environment of machine '{config.hostname}' take {len(encoded)} bytes; "
+            f"a VM takes at most {MAX_CONFIG_BYTES}"
+        )
+    return encoded
+
+
+def _check_config(config: GuestConfig) -> None:
+    if not 1 <= len(config.layers) <= MAX_LAYERS:
+        raise Invalid(f"machine '{config.hostname}' has {len(config.layers)} layers; a VM needs 1 to {MAX_LAYERS}")
+    if config.init is Init.APP and not config.command:
+        raise Invalid(f"machine '{config.hostname}' has no command; an app machine needs one")
+    if config.terminal is not None and not (
+        0 < config.terminal.columns < 1 << 16 and 0 < config.terminal.rows < 1 << 16
+    ):
+        raise Invalid(f"illegal terminal size {config.terminal.columns}x{config.terminal.rows}: it needs 1 to 65535")
+
+
+def _network_records(network: GuestNetwork | None) -> list[tuple[str, bytes]]:
+    if network is None:
+        return []
+    interface = IPv4Interface(network.address)
+    records = [("address", str(interface.ip).encode()), ("netmask", str(interface.netmask).encode())]
+    if network.gateway:
+        records.append(("gateway", str(IPv4Address(network.gateway)).encode()))
+    if network.nameserver:
+        records.append(("nameserver", str(IPv4Address(network.nameserver)).encode()))
+    if network.domain:
+        if not _DOMAIN.match(network.domain):
+            raise Invalid(f"illegal domain {network.domain!r}: it needs letters, digits, dots and hyphens")
+        records.append(("domain", network.domain.encode()))
+    return records
+
+
+def _text(what: str, value: str) -> bytes:
+    if "\0" in value:
+        raise Invalid(f"the {what} has a NUL character; no program can be given that")
+    return value.encode(errors="surrogateescape")
+
+
+def _variable(name: str, value: str) -> bytes:
+    if not name or "=" in name:
+        raise Invalid(f"illegal variable name {name!r}: it needs at least one character and no '='")
+    return _text("environment", f"{name}={value}")
+
+
+class FrameType(IntEnum):
+    """The first byte of a frame."""
+
+    STDIN = 1
+    END_OF_INPUT = 2
+    RESIZE = 3
+    STOP = 4
+    READY = 16
+    STDOUT = 17
+    STDERR = 18
+    CREDIT = 19
+    EXIT = 20
+    PROBLEM = 21
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """End in an orderly way: SIGTERM to an `app`'s command, a shutdown of a `system` machine."""
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """The command, or the template's init, is about to run."""
+
+
+class Output(msgspec.Struct, frozen=True):
+    """Output of an attached command."""
+
+    stream: Stream
+    data: bytes
+
+
+class Credit(msgspec.Struct, frozen=True):
+    """The command took this much of its input: as much more may be sent."""
+
+    size_bytes: int
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """The `app` command ended and everything is put away; the VM powers off."""
+
+    exit: Exit
+
+
+class GuestProblem(msgspec.Struct, frozen=True):
+    """The guest could not start the machine, in its own words (one printable line); the VM powers off."""
+
+    text: str
+
+
+HostMessage = Data | EndOfInput | Resize | Stop
+GuestMessage = Ready | Output | Credit | Ended | GuestProblem
+
+
+def encode_message(message: HostMessage) -> bytes:
+    """Frames for the control port. `Data` longer than a frame becomes several."""
+    match message:
+        case Data(data):
+            pieces = range(0, len(data), MAX_FRAME_BYTES)
+            return b"".join(_frame(FrameType.STDIN, data[at : at + MAX_FRAME_BYTES]) for at in pieces)
+        case EndOfInput():
+            return _frame(FrameType.END_OF_INPUT, b"")
+        case Resize(columns, rows):
+            return _frame(FrameType.RESIZE, _SIZE.pack(min(columns, 0xFFFF), min(rows, 0xFFFF)))
+        case Stop():
+            return _frame(FrameType.STOP, b"")
+
+
+def _frame(kind: FrameType, payload: bytes) -> bytes:
+    return _HEADER.pack(kind, len(payload)) + payload
+
+
+class GuestDecoder:
+    """Turns bytes of the control or report port into messages, piece by piece.
+
+    What a guest sends is hostile input: the decoder never holds more than one frame, and raises `Damaged` at the first
+    byte that breaks the protocol; from then on it must not be fed.
+    """
+
+    def __init__(self) -> None:
+        self._pending = bytearray()
+
+    def feed(self, data: bytes) -> list[GuestMessage]:
+        """The messages that `data` completes, in order. Raises `Damaged`."""
+        self._pending += data
+        messages: list[GuestMessage] = []
+        at = 0
+        while len(self._pending) - at >= _HEADER.size:
+            kind, length = _HEADER.unpack_from(self._pending, at)
+            if length > MAX_FRAME_BYTES:
+                raise Damaged(f"the guest sent a frame of {length} bytes; at most {MAX_FRAME_BYTES} are allowed")
+            end = at + _HEADER.size + length
+            if len(self._pending) < end:
+                break
+            messages.append(_message(kind, bytes(self._pending[at + _HEADER.size : end])))
+            at = end
+        del self._pending[:at]
+        return messages
+
+
+def _message(kind: int, payload: bytes) -> GuestMessage:
+    match kind:
+        case FrameType.READY if not payload:
+            return Ready()
+        case FrameType.STDOUT:
+            return Output(Stream.STDOUT, payload)
+        case FrameType.STDERR:
+            return Output(Stream.STDERR, payload)
+        case FrameType.CREDIT if len(payload) == _COUNT.size:
+            return Credit(_COUNT.unpack(payload)[0])
+        case FrameType.EXIT if len(payload) >= _COUNT.size and payload[:3] == b"\0\0\0":
+            return Ended(Exit(code=payload[3], reason=_printable(payload[4:])))
+        case FrameType.PROBLEM:
+            return GuestProblem(_printable(payload))
+    raise Damaged(f"the guest sent a malformed frame (type {kind}, {len(payload)} bytes)")
+
+
+def _printable(raw: bytes) -> str:
+    text = raw[:_MAX_TEXT].decode(errors="replace")
+    return "".join(c if c.isprintable() else "?" for c in text)
