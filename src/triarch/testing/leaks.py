@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from pathlib import Path
 
+from triarch.errors import CommandFailed, MissingProgram
+from triarch.host.process import run
 from triarch.model.instance import Instance
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -47,15 +47,15 @@ def _loop_devices(instance: Instance) -> list[str]:
 
 
 def _interfaces(instance: Instance) -> list[str]:
-    names = sorted(os.listdir("/sys/class/net"))
+    names = sorted(path.name for path in Path("/sys/class/net").iterdir())
     return [f"interface: {name}" for name in names if name == instance.bridge or name.startswith(instance.bridge + "m")]
 
 
 def _tables(instance: Instance) -> list[str]:
-    nft = shutil.which("nft", path="/usr/sbin:/sbin:/usr/bin")
-    if nft is None or os.geteuid() != 0:
+    try:
+        listed = run(["nft", "list", "tables"]).decode()
+    except (MissingProgram, CommandFailed):
         return []
-    listed = subprocess.run([nft, "list", "tables"], capture_output=True, text=True, check=False).stdout
     return [f"firewall {line}" for line in listed.splitlines() if line.endswith(f"triarch_{instance.tag}")]
 
 
@@ -89,5 +89,5 @@ def _files(instance: Instance) -> list[str]:
     for name in ("m", "network"):
         path = Path(instance.run_dir) / name
         if path.is_dir():
-            found += [f"file: {path / child}" for child in sorted(os.listdir(path))]
+            found += [f"file: {child}" for child in sorted(path.iterdir())]
     return found
