@@ -1,0 +1,366 @@
+"""rtnetlink: links, addresses and routes of a network namespace.
+
+A start of a machine makes six requests on its hot path, inside a fork server that imports little: hence no package.
+Wire format: netlink(7), rtnetlink(7), `linux/rtnetlink.h`, `linux/if_link.h`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from types import TracebackType
+
+from triarch.errors import Denied, Error, Exists, Failed, Invalid, NotFound, Unsupported
+
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+_RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
+_RTM_NEWADDR, _RTM_GETADDR = 20, 22
+_RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
+
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP_INTR = 0x001, 0x004, 0x010
+_NLM_F_DUMP = 0x300
+_NLM_F_NEW = 0x600  # CREATE | EXCL
+_NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
+
+_SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
+_NLMSGERR_ATTR_MSG = 1
+
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 10, 18
+_IFLA_NET_NS_FD, _IFLA_EXT_MASK = 28, 29
+_IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
+_RTEXT_FILTER_SKIP_STATS = 1 << 3
+_VETH_INFO_PEER = 1
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
+_RTA_DST, _RTA_GATEWAY = 1, 5
+_RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST = 254, 4, 1
+
+_IFF_UP = 1
+_NLA_TYPE_MASK = 0x3FFF
+_CLONE_NEWNET = 0x40000000
+_INTERFACE_NAME_MAX_BYTES = 15
+_RECEIVE_BYTES = 1 << 16
+_DUMP_TRIES = 10
+
+_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
+_ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
+_LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, hardware type, index, flags, change mask
+_ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
+_ROUTE = struct.Struct("=8BI")  # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_U32 = struct.Struct("=I")
+_ERRNO = struct.Struct("=i")
+
+_ERRORS: dict[int, type[Error]] = {
+    errno.EEXIST: Exists,
+    errno.ENODEV: NotFound,
+    errno.ENOENT: NotFound,
+    errno.ESRCH: NotFound,
+    errno.EPERM: Denied,
+    errno.EACCES: Denied,
+    errno.EOPNOTSUPP: Unsupported,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """One network interface. `kind` is the kernel's name (`bridge`, `veth`, `tun`), empty for hardware.
+
+    `master_index` is the bridge that the interface is plugged into, or None.
+    """
+
+    index: int
+    name: str
+    kind: str
+    master_index: int | None
+    up: bool
+
+
+class Netlink:
+    """One rtnetlink socket; blocking, for one thread at a time.
+
+    Every method raises `Exists`, `NotFound`, `Denied`, `Unsupported` or `Failed`, named after the interface; the
+    `OSError` with the kernel's errno is the `__cause__`.
+    """
+
+    def __init__(self, netns_fd: int | None = None) -> None:
+        """Open in the calling thread's network namespace, or in the one that `netns_fd` refers to."""
+        self._sequence = 0
+        self._socket = _open_socket() if netns_fd is None else _open_socket_in(netns_fd)
+
+    def __enter__(self) -> Netlink:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    # -- links
+
+    def index_of(self, name: str) -> int | None:
+        """The index of the interface `name`, or None when there is none."""
+        body = _link(0) + _name(name) + _u32(_IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
+        try:
+            replies = self._exchange(_RTM_GETLINK, _NLM_F_REQUEST | _NLM_F_ACK, body)
+        except OSError as error:
+            if error.errno == errno.ENODEV:
+                return None
+            raise _translate(error, f"look up interface '{name}'") from error
+        return _parse_link(replies[0]).index if replies else None
+
+    def link_exists(self, name: str) -> bool:
+        return self.index_of(name) is not None
+
+    def links(self) -> tuple[LinkInfo, ...]:
+        """Every interface of the namespace."""
+        body = _link(0) + _u32(_IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
+        return tuple(_parse_link(reply) for reply in self._dump(_RTM_GETLINK, body, "list interfaces"))
+
+    def add_bridge(self, name: str, mac: str | None = None) -> None:
+        """Create a bridge, still down. With `mac` its address stays; without, it changes with the ports it gets."""
+        body = _link(0) + _name(name)
+        if mac is not None:
+            body += _attribute(_IFLA_ADDRESS, _mac_bytes(mac))
+        body += _attribute(_IFLA_LINKINFO, _attribute(_IFLA_INFO_KIND, b"bridge"))
+        self._change(_RTM_NEWLINK, _NLM_F_NEW, body, f"create bridge '{name}'")
+
+    def add_veth(self, name: str, bridge_index: int, peer_name: str, peer_netns_fd: int, peer_mac: str) -> None:
+        """Create a veth pair in one request: `name` here, up and plugged into the bridge; the peer in its namespace.
+
+        The peer is down (the kernel refuses to raise it before the pair is complete) and has the address `peer_mac`.
+        """
+        peer = (
+            _link(0)
+            + _name(peer_name)
+            + _attribute(_IFLA_ADDRESS, _mac_bytes(peer_mac))
+            + _u32(_IFLA_NET_NS_FD, peer_netns_fd)
+        )
+        kind = _attribute(_IFLA_INFO_KIND, b"veth")
+        data = _attribute(_IFLA_INFO_DATA, _attribute(_VETH_INFO_PEER, peer))
+        body = _link(0, _IFF_UP, _IFF_UP) + _name(name) + _u32(_IFLA_MASTER, bridge_index)
+        body += _attribute(_IFLA_LINKINFO, kind + data)
+        self._change(_RTM_NEWLINK, _NLM_F_NEW, body, f"create the veth pair '{name}' and '{peer_name}'")
+
+    def add_to_bridge(self, index: int, bridge_index: int) -> None:
+        """Plug an interface into a bridge."""
+        body = _link(index) + _u32(_IFLA_MASTER, bridge_index)
+        self._change(_RTM_NEWLINK, 0, body, f"plug interface {index} into bridge {bridge_index}")
+
+    def set_up(self, index: int) -> None:
+        self._change(_RTM_NEWLINK, 0, _link(index, _IFF_UP, _IFF_UP), f"raise interface {index}")
+
+    def set_down(self, index: int) -> None:
+        self._change(_RTM_NEWLINK, 0, _link(index, 0, _IFF_UP), f"take down interface {index}")
+
+    def delete(self, index: int) -> None:
+        """Delete a virtual interface; a veth takes its peer along."""
+        self._change(_RTM_DELLINK, 0, _link(index), f"delete interface {index}")
+
+    # -- addresses and routes
+
+    def add_address(self, index: int, interface: IPv4Interface) -> None:
+        """Give an interface an address with its prefix length and broadcast address."""
+        packed = interface.ip.packed
+        body = _ADDRESS.pack(socket.AF_INET, interface.network.prefixlen, 0, 0, index)
+        body += _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
+        if interface.network.prefixlen < 31:
+            body += _attribute(_IFA_BROADCAST, interface.network.broadcast_address.packed)
+        self._change(_RTM_NEWADDR, _NLM_F_NEW, body, f"give interface {index} the address {interface}")
+
+    def add_default_route(self, gateway: IPv4Address) -> None:
+        """Route everything through `gateway`, which must be on a link that is up."""
+        body = _ROUTE.pack(socket.AF_INET, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, 0, _RTN_UNICAST, 0)
+        body += _attribute(_RTA_GATEWAY, gateway.packed)
+        self._change(_RTM_NEWROUTE, _NLM_F_NEW, body, f"add the default route through {gateway}")
+
+    def addresses(self, index: int | None = None) -> tuple[IPv4Interface, ...]:
+        """Every IPv4 address of the namespace, or of one interface."""
+        found = []
+        for reply in self._dump(_RTM_GETADDR, _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0), "list addresses"):
+            _, prefix, _, _, owner = _ADDRESS.unpack_from(reply)
+            local = dict(_attributes(reply, _ADDRESS.size)).get(_IFA_LOCAL)
+            if local is not None and index in (None, owner):
+                found.append(IPv4Interface((local, prefix)))
+        return tuple(found)
+
+    def routes(self) -> tuple[IPv4Network, ...]:
+        """The destination of every IPv4 route in every table; a default route is `0.0.0.0/0`."""
+        found = []
+        for reply in self._dump(_RTM_GETROUTE, _ROUTE.pack(socket.AF_INET, *(0,) * 8), "list routes"):
+            prefix = _ROUTE.unpack_from(reply)[1]
+            destination = dict(_attributes(reply, _ROUTE.size)).get(_RTA_DST, bytes(4))
+            found.append(IPv4Network((destination, prefix)))
+        return tuple(found)
+
+    # -- messages
+
+    def _change(self, kind: int, flags: int, body: bytes, what: str) -> None:
+        try:
+            self._exchange(kind, _NLM_F_REQUEST | _NLM_F_ACK | flags, body)
+        except OSError as error:
+            raise _translate(error, what) from error
+
+    def _dump(self, kind: int, body: bytes, what: str) -> list[bytes]:
+        for _ in range(_DUMP_TRIES):
+            try:
+                return self._exchange(kind, _NLM_F_REQUEST | _NLM_F_DUMP, body)
+            except InterruptedError:
+                # The table changed under the dump, which may have left something out.
+                continue
+            except OSError as error:
+                raise _translate(error, what) from error
+        raise Failed(f"cannot {what}: they changed during each of {_DUMP_TRIES} attempts")
+
+    def _exchange(self, kind: int, flags: int, body: bytes) -> list[bytes]:
+        """Send one request and return the payloads of its replies. Raises `OSError`."""
+        self._sequence += 1
+        self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body)
+        replies: list[bytes] = []
+        interrupted = False
+        while True:
+            for reply_kind, reply_flags, sequence, payload in _messages(self._socket.recv(_RECEIVE_BYTES)):
+                if sequence != self._sequence:
+                    continue
+                interrupted |= bool(reply_flags & _NLM_F_DUMP_INTR)
+                if reply_kind not in (_NLMSG_ERROR, _NLMSG_DONE):
+                    replies.append(payload)
+                    continue
+                _raise_if_error(reply_kind, reply_flags, payload)
+                if interrupted:
+                    raise InterruptedError(errno.EINTR, "the dump was interrupted")
+                return replies
+
+
+def _open_socket() -> socket.socket:
+    try:
+        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        opened.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+        opened.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
+        opened.bind((0, 0))
+    except OSError as error:
+        raise _translate(error, "open a netlink socket") from error
+    return opened
+
+
+def _open_socket_in(netns_fd: int) -> socket.socket:
+    """A socket belongs to the namespace of the thread that made it: go there, make it, come back."""
+    home_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        enter_network_namespace(netns_fd)
+        try:
+            return _open_socket()
+        finally:
+            enter_network_namespace(home_fd)
+    finally:
+        os.close(home_fd)
+
+
+def enter_network_namespace(netns_fd: int) -> None:
+    """Move the calling thread (setns(2)). Raises `Denied` or `Failed`."""
+    # Python has os.setns from 3.12 on; ctypes costs more to import than the rest of this module.
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.setns(netns_fd, _CLONE_NEWNET):
+        error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        raise _translate(error, "enter a network namespace") from error
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """(type, flags, sequence, payload) of each message in one datagram."""
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
+        if not _HEADER.size <= length <= len(data) - offset:
+            raise OSError(errno.EBADMSG, f"the kernel sent a netlink message of {length} bytes that does not fit")
+        yield kind, flags, sequence, data[offset + _HEADER.size : offset + length]
+        offset += _aligned(length)
+
+
+def _raise_if_error(kind: int, flags: int, payload: bytes) -> None:
+    (number,) = _ERRNO.unpack_from(payload) if len(payload) >= _ERRNO.size else (0,)
+    if number == 0:
+        return
+    offset = _ERRNO.size
+    if kind == _NLMSG_ERROR:
+        (request_length, *_) = _HEADER.unpack_from(payload, offset)
+        offset += _HEADER.size if flags & _NLM_F_CAPPED else _aligned(request_length)
+    text = b""
+    if flags & _NLM_F_ACK_TLVS:
+        text = dict(_attributes(payload, offset)).get(_NLMSGERR_ATTR_MSG, b"")
+    reason = os.strerror(-number)
+    if text:
+        reason += f" ({text.rstrip(bytes(1)).decode(errors='replace').rstrip('.')})"
+    raise OSError(-number, reason)
+
+
+def _translate(error: OSError, what: str) -> Error:
+    kind = _ERRORS.get(error.errno or 0, Failed)
+    hint = "run as root" if kind is Denied else None
+    return kind(f"cannot {what}: {(error.strerror or str(error)).lower()}", hint=hint, errno=error.errno)
+
+
+def _aligned(length: int) -> int:
+    return (length + 3) & ~3
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    length = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(length, kind) + value + bytes(_aligned(length) - length)
+
+
+def _u32(kind: int, value: int) -> bytes:
+    return _attribute(kind, _U32.pack(value))
+
+
+def _attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
+    while offset + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < _ATTRIBUTE.size:
+            return
+        yield kind & _NLA_TYPE_MASK, data[offset + _ATTRIBUTE.size : offset + length]
+        offset += _aligned(length)
+
+
+def _link(index: int, flags: int = 0, change: int = 0) -> bytes:
+    return _LINK.pack(socket.AF_UNSPEC, 0, index, flags, change)
+
+
+def _name(name: str) -> bytes:
+    encoded = os.fsencode(name)
+    if not 1 <= len(encoded) <= _INTERFACE_NAME_MAX_BYTES or any(c in b"/: \t\n\0" for c in encoded):
+        raise Invalid(
+            f"illegal interface name {name!r}: it needs 1 to {_INTERFACE_NAME_MAX_BYTES} bytes, no space, '/' or ':'"
+        )
+    return _attribute(_IFLA_IFNAME, encoded + b"\0")
+
+
+def _mac_bytes(mac: str) -> bytes:
+    parts = mac.split(":")
+    try:
+        if len(parts) == 6 and all(len(part) == 2 for part in parts):
+            return bytes(int(part, 16) for part in parts)
+    except ValueError:
+        pass
+    raise Invalid(f"illegal hardware address {mac!r}: it needs six pairs of hexadecimal digits with ':' between")
+
+
+def _parse_link(payload: bytes) -> LinkInfo:
+    _, _, index, flags, _ = _LINK.unpack_from(payload)
+    found = dict(_attributes(payload, _LINK.size))
+    kind = dict(_attributes(found.get(_IFLA_LINKINFO, b""), 0)).get(_IFLA_INFO_KIND, b"")
+    master = found.get(_IFLA_MASTER)
+    return LinkInfo(
+        index=index,
+        name=os.fsdecode(found.get(_IFLA_IFNAME, b"").rstrip(b"\0")),
+        kind=kind.rstrip(b"\0").decode(),
+        master_index=None if master is None else _U32.unpack(master)[0],
+        up=bool(flags & _IFF_UP),
+    )
