@@ -10,25 +10,16 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from types import TracebackType
 
-from triarch.errors import Denied, Error, Exists, Failed, Invalid, NotFound, Unsupported
+from triarch.errors import Failed, Invalid
+from triarch.host.netlink_wire import ACKNOWLEDGE, DUMP, NEW, NetlinkSocket, attribute, attributes, translate
 
-_NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
 _RTM_NEWADDR, _RTM_GETADDR = 20, 22
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
-
-_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP_INTR = 0x001, 0x004, 0x010
-_NLM_F_DUMP = 0x300
-_NLM_F_NEW = 0x600  # CREATE | EXCL
-_NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
-
-_SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK = 270, 10, 11
-_NLMSGERR_ATTR_MSG = 1
 
 _IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 10, 18
 _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 28, 29
@@ -40,29 +31,14 @@ _RTA_DST, _RTA_GATEWAY = 1, 5
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST = 254, 4, 1
 
 _IFF_UP = 1
-_NLA_TYPE_MASK = 0x3FFF
 _CLONE_NEWNET = 0x40000000
 _INTERFACE_NAME_MAX_BYTES = 15
-_RECEIVE_BYTES = 1 << 16
 _DUMP_TRIES = 10
 
-_HEADER = struct.Struct("=IHHII")  # nlmsghdr: length, type, flags, sequence, port
-_ATTRIBUTE = struct.Struct("=HH")  # nlattr: length, type
 _LINK = struct.Struct("=BxHiII")  # ifinfomsg: family, hardware type, index, flags, change mask
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg: family, prefix length, flags, scope, index
 _ROUTE = struct.Struct("=8BI")  # rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags
 _U32 = struct.Struct("=I")
-_ERRNO = struct.Struct("=i")
-
-_ERRORS: dict[int, type[Error]] = {
-    errno.EEXIST: Exists,
-    errno.ENODEV: NotFound,
-    errno.ENOENT: NotFound,
-    errno.ESRCH: NotFound,
-    errno.EPERM: Denied,
-    errno.EACCES: Denied,
-    errno.EOPNOTSUPP: Unsupported,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +64,6 @@ class Netlink:
 
     def __init__(self, netns_fd: int | None = None) -> None:
         """Open in the calling thread's network namespace, or in the one that `netns_fd` refers to."""
-        self._sequence = 0
         self._socket = _open_socket() if netns_fd is None else _open_socket_in(netns_fd)
 
     def __enter__(self) -> Netlink:
@@ -108,11 +83,11 @@ class Netlink:
         """The index of the interface `name`, or None when there is none."""
         body = _link(0) + _name(name) + _u32(_IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
         try:
-            replies = self._exchange(_RTM_GETLINK, _NLM_F_REQUEST | _NLM_F_ACK, body)
+            replies = self._socket.exchange(_RTM_GETLINK, ACKNOWLEDGE, body)
         except OSError as error:
             if error.errno == errno.ENODEV:
                 return None
-            raise _translate(error, f"look up interface '{name}'") from error
+            raise translate(error, f"look up interface '{name}'") from error
         return _parse_link(replies[0]).index if replies else None
 
     def link_exists(self, name: str) -> bool:
@@ -127,9 +102,9 @@ class Netlink:
         """Create a bridge, still down. With `mac` its address stays; without, it changes with the ports it gets."""
         body = _link(0) + _name(name)
         if mac is not None:
-            body += _attribute(_IFLA_ADDRESS, _mac_bytes(mac))
-        body += _attribute(_IFLA_LINKINFO, _attribute(_IFLA_INFO_KIND, b"bridge"))
-        self._change(_RTM_NEWLINK, _NLM_F_NEW, body, f"create bridge '{name}'")
+            body += attribute(_IFLA_ADDRESS, _mac_bytes(mac))
+        body += attribute(_IFLA_LINKINFO, attribute(_IFLA_INFO_KIND, b"bridge"))
+        self._change(_RTM_NEWLINK, NEW, body, f"create bridge '{name}'")
 
     def add_veth(self, name: str, bridge_index: int, peer_name: str, peer_netns_fd: int, peer_mac: str) -> None:
         """Create a veth pair in one request: `name` here, up and plugged into the bridge; the peer in its namespace.
@@ -139,14 +114,14 @@ class Netlink:
         peer = (
             _link(0)
             + _name(peer_name)
-            + _attribute(_IFLA_ADDRESS, _mac_bytes(peer_mac))
+            + attribute(_IFLA_ADDRESS, _mac_bytes(peer_mac))
             + _u32(_IFLA_NET_NS_FD, peer_netns_fd)
         )
-        kind = _attribute(_IFLA_INFO_KIND, b"veth")
-        data = _attribute(_IFLA_INFO_DATA, _attribute(_VETH_INFO_PEER, peer))
+        kind = attribute(_IFLA_INFO_KIND, b"veth")
+        data = attribute(_IFLA_INFO_DATA, attribute(_VETH_INFO_PEER, peer))
         body = _link(0, _IFF_UP, _IFF_UP) + _name(name) + _u32(_IFLA_MASTER, bridge_index)
-        body += _attribute(_IFLA_LINKINFO, kind + data)
-        self._change(_RTM_NEWLINK, _NLM_F_NEW, body, f"create the veth pair '{name}' and '{peer_name}'")
+        body += attribute(_IFLA_LINKINFO, kind + data)
+        self._change(_RTM_NEWLINK, NEW, body, f"create the veth pair '{name}' and '{peer_name}'")
 
     def add_to_bridge(self, index: int, bridge_index: int) -> None:
         """Plug an interface into a bridge."""
@@ -169,23 +144,23 @@ class Netlink:
         """Give an interface an address with its prefix length and broadcast address."""
         packed = interface.ip.packed
         body = _ADDRESS.pack(socket.AF_INET, interface.network.prefixlen, 0, 0, index)
-        body += _attribute(_IFA_LOCAL, packed) + _attribute(_IFA_ADDRESS, packed)
+        body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
         if interface.network.prefixlen < 31:
-            body += _attribute(_IFA_BROADCAST, interface.network.broadcast_address.packed)
-        self._change(_RTM_NEWADDR, _NLM_F_NEW, body, f"give interface {index} the address {interface}")
+            body += attribute(_IFA_BROADCAST, interface.network.broadcast_address.packed)
+        self._change(_RTM_NEWADDR, NEW, body, f"give interface {index} the address {interface}")
 
     def add_default_route(self, gateway: IPv4Address) -> None:
         """Route everything through `gateway`, which must be on a link that is up."""
         body = _ROUTE.pack(socket.AF_INET, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, 0, _RTN_UNICAST, 0)
-        body += _attribute(_RTA_GATEWAY, gateway.packed)
-        self._change(_RTM_NEWROUTE, _NLM_F_NEW, body, f"add the default route through {gateway}")
+        body += attribute(_RTA_GATEWAY, gateway.packed)
+        self._change(_RTM_NEWROUTE, NEW, body, f"add the default route through {gateway}")
 
     def addresses(self, index: int | None = None) -> tuple[IPv4Interface, ...]:
         """Every IPv4 address of the namespace, or of one interface."""
         found = []
         for reply in self._dump(_RTM_GETADDR, _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0), "list addresses"):
             _, prefix, _, _, owner = _ADDRESS.unpack_from(reply)
-            local = dict(_attributes(reply, _ADDRESS.size)).get(_IFA_LOCAL)
+            local = dict(attributes(reply, _ADDRESS.size)).get(_IFA_LOCAL)
             if local is not None and index in (None, owner):
                 found.append(IPv4Interface((local, prefix)))
         return tuple(found)
@@ -195,7 +170,7 @@ class Netlink:
         found = []
         for reply in self._dump(_RTM_GETROUTE, _ROUTE.pack(socket.AF_INET, *(0,) * 8), "list routes"):
             prefix = _ROUTE.unpack_from(reply)[1]
-            destination = dict(_attributes(reply, _ROUTE.size)).get(_RTA_DST, bytes(4))
+            destination = dict(attributes(reply, _ROUTE.size)).get(_RTA_DST, bytes(4))
             found.append(IPv4Network((destination, prefix)))
         return tuple(found)
 
@@ -203,53 +178,29 @@ class Netlink:
 
     def _change(self, kind: int, flags: int, body: bytes, what: str) -> None:
         try:
-            self._exchange(kind, _NLM_F_REQUEST | _NLM_F_ACK | flags, body)
+            self._socket.exchange(kind, ACKNOWLEDGE | flags, body)
         except OSError as error:
-            raise _translate(error, what) from error
+            raise translate(error, what) from error
 
     def _dump(self, kind: int, body: bytes, what: str) -> list[bytes]:
         for _ in range(_DUMP_TRIES):
             try:
-                return self._exchange(kind, _NLM_F_REQUEST | _NLM_F_DUMP, body)
+                return self._socket.exchange(kind, DUMP, body)
             except InterruptedError:
-                # The table changed under the dump, which may have left something out.
                 continue
             except OSError as error:
-                raise _translate(error, what) from error
+                raise translate(error, what) from error
         raise Failed(f"cannot {what}: they changed during each of {_DUMP_TRIES} attempts")
 
-    def _exchange(self, kind: int, flags: int, body: bytes) -> list[bytes]:
-        """Send one request and return the payloads of its replies. Raises `OSError`."""
-        self._sequence += 1
-        self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0) + body)
-        replies: list[bytes] = []
-        interrupted = False
-        while True:
-            for reply_kind, reply_flags, sequence, payload in _messages(self._socket.recv(_RECEIVE_BYTES)):
-                if sequence != self._sequence:
-                    continue
-                interrupted |= bool(reply_flags & _NLM_F_DUMP_INTR)
-                if reply_kind not in (_NLMSG_ERROR, _NLMSG_DONE):
-                    replies.append(payload)
-                    continue
-                _raise_if_error(reply_kind, reply_flags, payload)
-                if interrupted:
-                    raise InterruptedError(errno.EINTR, "the dump was interrupted")
-                return replies
 
-
-def _open_socket() -> socket.socket:
+def _open_socket() -> NetlinkSocket:
     try:
-        opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
-        opened.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
-        opened.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)
-        opened.bind((0, 0))
+        return NetlinkSocket(socket.NETLINK_ROUTE)
     except OSError as error:
-        raise _translate(error, "open a netlink socket") from error
-    return opened
+        raise translate(error, "open a netlink socket") from error
 
 
-def _open_socket_in(netns_fd: int) -> socket.socket:
+def _open_socket_in(netns_fd: int) -> NetlinkSocket:
     """A socket belongs to the namespace of the thread that made it: go there, make it, come back."""
     home_fd = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -270,63 +221,11 @@ def enter_network_namespace(netns_fd: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.setns(netns_fd, _CLONE_NEWNET):
         error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-        raise _translate(error, "enter a network namespace") from error
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """(type, flags, sequence, payload) of each message in one datagram."""
-    offset = 0
-    while offset + _HEADER.size <= len(data):
-        length, kind, flags, sequence, _ = _HEADER.unpack_from(data, offset)
-        if not _HEADER.size <= length <= len(data) - offset:
-            raise OSError(errno.EBADMSG, f"the kernel sent a netlink message of {length} bytes that does not fit")
-        yield kind, flags, sequence, data[offset + _HEADER.size : offset + length]
-        offset += _aligned(length)
-
-
-def _raise_if_error(kind: int, flags: int, payload: bytes) -> None:
-    (number,) = _ERRNO.unpack_from(payload) if len(payload) >= _ERRNO.size else (0,)
-    if number == 0:
-        return
-    offset = _ERRNO.size
-    if kind == _NLMSG_ERROR:
-        (request_length, *_) = _HEADER.unpack_from(payload, offset)
-        offset += _HEADER.size if flags & _NLM_F_CAPPED else _aligned(request_length)
-    text = b""
-    if flags & _NLM_F_ACK_TLVS:
-        text = dict(_attributes(payload, offset)).get(_NLMSGERR_ATTR_MSG, b"")
-    reason = os.strerror(-number)
-    if text:
-        reason += f" ({text.rstrip(bytes(1)).decode(errors='replace').rstrip('.')})"
-    raise OSError(-number, reason)
-
-
-def _translate(error: OSError, what: str) -> Error:
-    kind = _ERRORS.get(error.errno or 0, Failed)
-    hint = "run as root" if kind is Denied else None
-    return kind(f"cannot {what}: {(error.strerror or str(error)).lower()}", hint=hint, errno=error.errno)
-
-
-def _aligned(length: int) -> int:
-    return (length + 3) & ~3
-
-
-def _attribute(kind: int, value: bytes) -> bytes:
-    length = _ATTRIBUTE.size + len(value)
-    return _ATTRIBUTE.pack(length, kind) + value + bytes(_aligned(length) - length)
+        raise translate(error, "enter a network namespace") from error
 
 
 def _u32(kind: int, value: int) -> bytes:
-    return _attribute(kind, _U32.pack(value))
-
-
-def _attributes(data: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
-    while offset + _ATTRIBUTE.size <= len(data):
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
-        if length < _ATTRIBUTE.size:
-            return
-        yield kind & _NLA_TYPE_MASK, data[offset + _ATTRIBUTE.size : offset + length]
-        offset += _aligned(length)
+    return attribute(kind, _U32.pack(value))
 
 
 def _link(index: int, flags: int = 0, change: int = 0) -> bytes:
@@ -339,7 +238,7 @@ def _name(name: str) -> bytes:
         raise Invalid(
             f"illegal interface name {name!r}: it needs 1 to {_INTERFACE_NAME_MAX_BYTES} bytes, no space, '/' or ':'"
         )
-    return _attribute(_IFLA_IFNAME, encoded + b"\0")
+    return attribute(_IFLA_IFNAME, encoded + b"\0")
 
 
 def _mac_bytes(mac: str) -> bytes:
@@ -354,8 +253,8 @@ def _mac_bytes(mac: str) -> bytes:
 
 def _parse_link(payload: bytes) -> LinkInfo:
     _, _, index, flags, _ = _LINK.unpack_from(payload)
-    found = dict(_attributes(payload, _LINK.size))
-    kind = dict(_attributes(found.get(_IFLA_LINKINFO, b""), 0)).get(_IFLA_INFO_KIND, b"")
+    found = dict(attributes(payload, _LINK.size))
+    kind = dict(attributes(found.get(_IFLA_LINKINFO, b""))).get(_IFLA_INFO_KIND, b"")
     master = found.get(_IFLA_MASTER)
     return LinkInfo(
         index=index,
