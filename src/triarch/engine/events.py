@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from datetime import UTC, datetime
 
 from triarch.errors import Exhausted
@@ -44,10 +44,13 @@ class EventBus:
             else:
                 queue.put_nowait(event)
 
-    async def subscribe(self) -> AsyncIterator[Event]:
-        """Events from now on. Raises `Exhausted` to a subscriber that is 10,000 events behind."""
+    def subscribe(self) -> AsyncGenerator[Event, None]:
+        """Events from this call on. Iterating raises `Exhausted` when the subscriber is 10,000 events behind."""
         queue: asyncio.Queue[Event | None] = asyncio.Queue()
         self._queues.add(queue)
+        return self._follow(queue)
+
+    async def _follow(self, queue: asyncio.Queue[Event | None]) -> AsyncGenerator[Event, None]:
         try:
             while True:
                 event = await queue.get()
