@@ -15,6 +15,7 @@ PACKAGES: dict[str, str] = {
     "conmon": "conmon",
     "cpio": "cpio",
     "crun": "crun",
+    "debugfs": "e2fsprogs",
     "dnsmasq": "dnsmasq-base",
     "dpkg-deb": "dpkg",
     "dumpe2fs": "e2fsprogs",
