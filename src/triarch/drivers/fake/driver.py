@@ -1,0 +1,283 @@
+"""The driver of fake machines.
+
+A machine's environment can make it misbehave: `fake.fail-start` is the reason for which its start fails,
+`fake.start-seconds` how long a start takes, and with `fake.ignore-stop` it never ends when asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+
+from triarch import __version__
+from triarch.drivers.base import Stdio, capabilities_of
+from triarch.drivers.fake.host import KILLED, FakeHost, FakeMachine
+from triarch.drivers.fake.shell import Forever, Output, Plan, Program, Read, Shell, Sleep, plan
+from triarch.errors import Invalid, MachineFailed, TimedOut, WrongState
+from triarch.model.driver import (
+    Data,
+    DriverInfo,
+    EndOfInput,
+    ExecRequest,
+    Kind,
+    MachineSpec,
+    Observation,
+    Resize,
+    Stream,
+    Usage,
+)
+from triarch.model.instance import Instance
+from triarch.model.machine import Exit, Machine
+from triarch.model.state import Status
+from triarch.model.template import Init
+
+FAIL_START = "fake.fail-start"
+START_SECONDS = "fake.start-seconds"
+IGNORE_STOP = "fake.ignore-stop"
+
+POLL_SECONDS = 0.02
+PIECE_BYTES = 1 << 16
+HANG_UP = Exit(code=128 + 1, reason="the far end went away")
+
+
+class FakeDriver:
+    """Architecture `fake`."""
+
+    name: ClassVar[str] = "fake"
+    kind: ClassVar[Kind] = Kind.OS_LEVEL
+    needs_guest_pack: ClassVar[bool] = False
+
+    def __init__(self, instance: Instance) -> None:
+        self.host = FakeHost(instance)
+        self._pids = itertools.count(1000)
+        self._alive: set[int] = set()
+
+    async def probe(self) -> DriverInfo:
+        return DriverInfo(name=self.name, kind=self.kind, version=__version__, capabilities=capabilities_of(self))
+
+    def validate(self, machine: Machine) -> None:
+        seconds = machine.environment.get(START_SECONDS, "0")
+        try:
+            float(seconds)
+        except ValueError as error:
+            raise Invalid(f"illegal {START_SECONDS} {seconds!r}: it needs a number of seconds") from error
+
+    async def create(self, spec: MachineSpec) -> None:
+        if self.host.find(spec) is None:
+            self.host.save(spec, FakeMachine(uuid=spec.uuid, delta_path=spec.delta_path))
+
+    async def start(self, spec: MachineSpec) -> None:
+        machine = self.host.find(spec)
+        if machine is None or not machine.is_on:
+            await self._begin(spec, attached=False)
+
+    async def _begin(self, spec: MachineSpec, *, attached: bool) -> None:
+        environment = spec.machine.environment
+        await asyncio.sleep(float(environment.get(START_SECONDS, "0")))
+        _check_files(spec)
+        if FAIL_START in environment:
+            raise MachineFailed(f"cannot start machine '{spec.machine.name}': {environment[FAIL_START]}")
+        self.host.hold(spec)
+        course = _plan(spec)
+        log = Path(spec.log_path)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as file:
+            file.write(course.output)
+        now = asyncio.get_running_loop().time()
+        machine = FakeMachine(
+            uuid=spec.uuid,
+            delta_path=spec.delta_path,
+            pid=next(self._pids),
+            started_at=now,
+            ends_at=None if attached or course.seconds is None else now + course.seconds,
+            planned=Exit(code=course.code),
+            on_terminate=None if IGNORE_STOP in environment else course.on_terminate,
+        )
+        self.host.save(spec, machine)
+
+    async def stop(self, spec: MachineSpec, timeout_seconds: float) -> None:
+        machine = self.host.find(spec)
+        if machine is None or not machine.is_on:
+            return
+        if machine.on_terminate is not None and machine.status is Status.RUNNING:
+            self._end(spec, Exit(code=machine.on_terminate, reason="stopped"))
+            return
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await self._until_off(spec)
+        except TimeoutError as error:
+            raise TimedOut(f"machine '{spec.machine.name}' did not stop within {timeout_seconds:g} s") from error
+
+    async def kill(self, spec: MachineSpec) -> None:
+        self._end(spec, KILLED)
+
+    def _end(self, spec: MachineSpec, how: Exit) -> None:
+        machine = self.host.find(spec)
+        if machine is not None and machine.is_on:
+            self.host.save(spec, machine.ended(how))
+        self.host.release(spec)
+
+    async def delete(self, spec: MachineSpec) -> None:
+        self.host.remove(spec)
+
+    async def observe(self, spec: MachineSpec) -> Observation:
+        machine = self.host.find(spec)
+        return machine.observe() if machine else Observation(uuid=spec.uuid, status=Status.ABSENT)
+
+    async def events(self) -> AsyncIterator[Observation]:
+        offset = self.host.feed_end()
+        watched: dict[str, FakeMachine] = {}
+        for machine in self.host.machines():
+            yield machine.observe()
+            if machine.is_on:
+                watched[machine.uuid] = machine
+        while True:
+            changed, offset = self.host.changes(offset)
+            for uuid in changed:
+                now = self.host.find_uuid(uuid)
+                if now is not None and now.is_on:
+                    yield now.observe()
+                if now is not None and (now.is_on or uuid in watched):
+                    watched[uuid] = now
+            for machine in [machine for machine in watched.values() if not machine.is_on]:
+                del watched[machine.uuid]
+                yield machine.observe()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def close(self) -> None:
+        self._alive.clear()
+
+    # ---- capabilities
+
+    async def exec(self, spec: MachineSpec, request: ExecRequest, stdio: Stdio) -> Exit:
+        self._need_running(spec, "exec")
+        shell = Shell(
+            environment=request.environment,
+            pid=next(self._pids),
+            user=request.user,
+            group=request.group,
+            directory=request.directory,
+            terminal=Resize(request.columns, request.rows) if request.terminal else None,
+            is_alive=self._alive.__contains__,
+        )
+        self._alive.add(shell.pid)
+        try:
+            return await self._while_on(spec, _perform(shell, shell.run(request.command), stdio))
+        finally:
+            self._alive.discard(shell.pid)
+
+    async def console(self, spec: MachineSpec, stdio: Stdio) -> None:
+        """Plays the command's output from its beginning."""
+        self._need_running(spec, "console")
+        shell = Shell(environment=spec.machine.environment)
+        system = spec.machine.init is Init.SYSTEM
+        program = shell.run_init() if system else shell.run(spec.command)
+        if await self._while_on(spec, _perform(shell, program, stdio)) != HANG_UP:
+            await self._until_off(spec)
+
+    async def start_attached(self, spec: MachineSpec, stdio: Stdio, terminal: Resize | None) -> Exit:
+        await self._begin(spec, attached=True)
+        shell = Shell(environment=spec.machine.environment, terminal=terminal)
+        self._end(spec, await self._while_on(spec, _perform(shell, shell.run(spec.command), stdio)))
+        machine = self.host.find(spec)
+        return (machine.end if machine else None) or KILLED
+
+    async def pause(self, spec: MachineSpec) -> None:
+        self.host.save(spec, self._need_running(spec, "pause").paused())
+
+    async def resume(self, spec: MachineSpec) -> None:
+        machine = self.host.find(spec)
+        if machine is None or machine.status is not Status.PAUSED:
+            raise WrongState(f"cannot resume machine '{spec.machine.name}': it is not paused")
+        self.host.save(spec, machine.resumed())
+
+    async def usage(self, spec: MachineSpec) -> Usage:
+        """All that a fake machine uses is its file."""
+        machine = self._need_running(spec, "usage")
+        return Usage(cpu_seconds=0.0, memory_bytes=len(msgspec.json.encode(machine)), processes=1)
+
+    def _need_running(self, spec: MachineSpec, verb: str) -> FakeMachine:
+        machine = self.host.find(spec)
+        if machine is None or machine.status is not Status.RUNNING:
+            status = machine.status.value if machine else Status.ABSENT.value
+            raise WrongState(f"cannot {verb} machine '{spec.machine.name}': it is {status}; {verb} needs running")
+        return machine
+
+    async def _until_off(self, spec: MachineSpec) -> None:
+        while (machine := self.host.find(spec)) is not None and machine.is_on:
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _while_on(self, spec: MachineSpec, work: Coroutine[Any, Any, Exit]) -> Exit:
+        """What `work` returns, or `KILLED` when the machine ends first."""
+        task = asyncio.create_task(work)
+        off = asyncio.create_task(self._until_off(spec))
+        try:
+            await asyncio.wait({task, off}, return_when=asyncio.FIRST_COMPLETED)
+            return task.result() if task.done() else KILLED
+        finally:
+            task.cancel()
+            off.cancel()
+            await asyncio.gather(task, off, return_exceptions=True)
+
+
+def _check_files(spec: MachineSpec) -> None:
+    for path in (*(layer.path for layer in spec.layers), spec.delta_path):
+        if not Path(path).is_file():
+            raise MachineFailed(f"cannot start machine '{spec.machine.name}': there is no file {path}")
+
+
+def _plan(spec: MachineSpec) -> Plan:
+    if spec.machine.init is Init.APP and not spec.command:
+        raise MachineFailed(f"cannot start machine '{spec.machine.name}': it has no command to run")
+    return plan(spec.command, spec.machine.init, spec.machine.environment)
+
+
+async def _perform(shell: Shell, program: Program, stdio: Stdio) -> Exit:
+    """Run for real: time passes, output goes out, input comes in."""
+    has_input = True
+    answer: bytes | None = None
+    while True:
+        try:
+            effect = program.send(answer)
+        except StopIteration as end:
+            return Exit(code=end.value)
+        answer = None
+        match effect:
+            case Sleep():
+                await asyncio.sleep(effect.seconds)
+            case Output():
+                try:
+                    await _write(shell, effect, stdio)
+                except ConnectionError:
+                    return HANG_UP
+            case Read() if has_input:
+                answer = await _read(shell, stdio)
+                has_input = answer is not None
+            case Read() | Forever():
+                pass
+
+
+async def _read(shell: Shell, stdio: Stdio) -> bytes | None:
+    while True:
+        piece = await stdio.read()
+        match piece:
+            case Data():
+                return piece.data
+            case Resize():
+                shell.terminal = piece if shell.terminal else None
+            case EndOfInput():
+                return None
+
+
+async def _write(shell: Shell, output: Output, stdio: Stdio) -> None:
+    """A terminal has one stream and ends lines with CR LF."""
+    stream, data = output.stream, output.data
+    if shell.terminal:
+        stream, data = Stream.STDOUT, data.replace(b"\n", b"\r\n")
+    for start in range(0, len(data), PIECE_BYTES):
+        await stdio.write(stream, data[start : start + PIECE_BYTES])
