@@ -1,0 +1,123 @@
+"""What the daemon and the launcher say to each other: one JSON message per packet of a SOCK_SEQPACKET socket."""
+
+from __future__ import annotations
+
+import msgspec
+
+from triarch.host.pidfd import ProcessId
+
+MAX_MESSAGE_BYTES = 1 << 17
+
+
+class Place(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the launcher works: two directories of its own that the ids of containers may traverse (mode 0711).
+
+    `layers` is where it mounts templates; on `machine` each start mounts its own tmpfs, in its own mount namespace.
+    """
+
+    layers: str
+    machine: str
+    lock: str
+
+    @property
+    def root(self) -> str:
+        """The machine's assembled tree, as the runtime sees it."""
+        return f"{self.machine}/root"
+
+    @property
+    def user_namespace(self) -> str:
+        return f"{self.machine}/user-namespace"
+
+    @property
+    def network_namespace(self) -> str:
+        return f"{self.machine}/network-namespace"
+
+    def file(self, name: str) -> str:
+        """A small file that the launch puts beside the tree."""
+        return f"{self.machine}/files/{name}"
+
+
+def place_in(run_dir: str) -> Place:
+    base = f"{run_dir}/launcher"
+    return Place(layers=f"{base}/layers", machine=f"{base}/machine", lock=f"{base}/lock")
+
+
+class LayerSource(msgspec.Struct, frozen=True, kw_only=True):
+    digest: str
+    path: str
+
+
+class Interface(msgspec.Struct, frozen=True, kw_only=True):
+    """The machine's `eth0`: a veth pair whose host end is plugged into `bridge`."""
+
+    bridge: str
+    host_name: str
+    mac: str
+    address: str
+    gateway: str
+
+
+class SmallFile(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    text: str
+
+
+class Launch(msgspec.Struct, frozen=True, kw_only=True, tag="launch"):
+    """Prepare a machine's namespaces, tree, network and groups, then run `monitor` in them.
+
+    `layers` are lowest first; `monitor` is conmon's command line: it reports to the descriptor that the environment
+    variable `_OCI_SYNCPIPE` names. Its standard error goes to `error_path`.
+    """
+
+    id: int
+    layers: tuple[LayerSource, ...]
+    delta_path: str
+    id_base: int
+    id_count: int
+    interface: Interface | None
+    files: tuple[SmallFile, ...]
+    cgroup: str
+    monitor: tuple[str, ...]
+    error_path: str
+
+
+class Probe(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
+    """Try everything that a launch does to the host, on an empty ext4 image, and undo it."""
+
+    id: int
+    image_path: str
+    id_base: int
+    id_count: int
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
+    """Give up the launch `id`: it is answered with `Refused`. What it had begun outside is the driver's to clean."""
+
+    id: int
+
+
+class Launched(msgspec.Struct, frozen=True, kw_only=True, tag="launched"):
+    """The container exists; its first process waits at the start fifo."""
+
+    id: int
+    monitor: ProcessId
+    init: ProcessId
+
+
+class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
+    """`step` failed. `code` is a code of `errors.py`, None for what is no error of Triarch's own."""
+
+    id: int
+    step: str
+    message: str
+    code: str | None = None
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
+    """A probe found nothing missing."""
+
+    id: int
+
+
+Request = Launch | Probe | Cancel
+Reply = Launched | Refused | Done

@@ -1,0 +1,108 @@
+"""System calls that Python's `os` lacks: mounts, namespaces, capabilities. Each raises an `OSError` naming the object."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import struct
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_NOATIME = 1024
+MS_BIND = 4096
+MS_REC = 16384
+MS_SLAVE = 1 << 19
+MNT_DETACH = 2
+
+CLONE_NEWNS = 0x00020000
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+
+_AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_OPEN_TREE_CLONE = 1
+_MOVE_MOUNT_F_EMPTY_PATH = 4
+_MOUNT_ATTR_IDMAP = 0x00100000
+_SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
+
+_CAPABILITY_VERSION_3 = 0x20080522
+_PR_SET_PDEATHSIG = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{what}: {os.strerror(number)}")
+    return result
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: int = 0, options: str | None = None) -> None:
+    """mount(2). At most one page of options."""
+    _check(
+        _libc.mount(
+            None if source is None else os.fsencode(source),
+            os.fsencode(target),
+            None if kind is None else kind.encode(),
+            ctypes.c_ulong(flags),
+            None if options is None else os.fsencode(options),
+        ),
+        f"mount {kind or source or 'flags'} on {target}",
+    )
+
+
+def unmount(target: str, flags: int = 0) -> None:
+    """umount2(2)."""
+    _check(_libc.umount2(os.fsencode(target), flags), f"unmount {target}")
+
+
+def unshare(flags: int) -> None:
+    """unshare(2): the calling process enters new namespaces."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def clone_tree(path: str) -> int:
+    """open_tree(2) with OPEN_TREE_CLONE: a detached copy of the mount at `path`, close-on-exec."""
+    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
+    return _check(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags), f"open_tree {path}")
+
+
+def set_idmap(tree_fd: int, user_namespace_fd: int) -> None:
+    """mount_setattr(2): the detached mount shows the ids of a user namespace (once in its life)."""
+    attributes = struct.pack("=QQQQ", _MOUNT_ATTR_IDMAP, 0, 0, user_namespace_fd)
+    _check(
+        _libc.syscall(_SYS_MOUNT_SETATTR, tree_fd, b"", _AT_EMPTY_PATH, attributes, len(attributes)),
+        "map ids of a mount",
+    )
+
+
+def attach_tree(tree_fd: int, target: str) -> None:
+    """move_mount(2): put a detached mount at `target`."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, tree_fd, b"", _AT_FDCWD, os.fsencode(target), flags), f"attach {target}")
+
+
+def set_filesystem_ids(uid: int, gid: int) -> None:
+    """setfsuid(2), setfsgid(2): the ids that mounts and files are made with. Raises `OSError` when refused."""
+    _libc.setfsgid(gid)
+    _libc.setfsuid(uid)
+    # Both report the previous id whatever happens: only asking again tells.
+    if _libc.setfsuid(-1) != uid or _libc.setfsgid(-1) != gid:
+        raise OSError(1, f"set filesystem ids to {uid}:{gid}: operation not permitted")
+
+
+def raise_capabilities() -> None:
+    """Make every permitted capability effective again; leaving fsuid 0 had dropped those over files."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    sets = (ctypes.c_uint32 * 6)()
+    _check(_libc.capget(header, sets), "capget")
+    sets[0], sets[3] = sets[1], sets[4]
+    _check(_libc.capset(header, sets), "capset")
+
+
+def die_with_parent(signal_number: int) -> None:
+    """prctl(2) PR_SET_PDEATHSIG: get this signal when the parent (thread) ends. Forked children do not inherit it."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "prctl")
