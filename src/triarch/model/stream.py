@@ -15,6 +15,9 @@ from triarch.model.operation import Problem
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 
+# Close codes (RFC 6455, 7.4): an ordinary end, a daemon that ends, a client that reads events too slowly.
+NORMAL, RESTARTING, TOO_SLOW = 1000, 1012, 1013
+
 # Longer input is cut into several messages; the daemon refuses longer ones.
 MAX_DATA_BYTES = 64 << 10
 MAX_MESSAGE_BYTES = 1 << 20

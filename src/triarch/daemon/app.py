@@ -1,0 +1,46 @@
+"""The HTTP application: routes, errors, and the OpenAPI document at /schema/openapi.json."""
+
+from __future__ import annotations
+
+from litestar import Litestar, Router
+from litestar.di import Provide
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
+
+import triarch
+from triarch.daemon import problems
+from triarch.daemon.routes import events, machines, operations, server, streams, templates
+from triarch.engine.engine import Engine
+from triarch.errors import Error
+
+PREFIX = "/1"
+
+
+def create_app(engine: Engine) -> Litestar:
+    """An ASGI application on an open engine."""
+
+    def get_engine() -> Engine:
+        return engine
+
+    modules = (server, machines, streams, operations, templates, events)
+    return Litestar(
+        route_handlers=[Router(path=PREFIX, route_handlers=[h for module in modules for h in module.HANDLERS])],
+        dependencies={"engine": Provide(get_engine, sync_to_thread=False)},
+        exception_handlers={
+            Error: problems.on_error,
+            ValidationException: problems.on_invalid,
+            HTTPException: problems.on_http,
+            Exception: problems.on_bug,
+        },
+        openapi_config=OpenAPIConfig(
+            title="Triarch",
+            version=triarch.__version__,
+            description="One machine, any virtualization architecture.",
+            path="/schema",
+            render_plugins=[JsonRenderPlugin()],
+            use_handler_docstrings=True,
+        ),
+        request_max_body_size=1 << 20,
+        logging_config=None,
+    )

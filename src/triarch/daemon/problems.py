@@ -1,0 +1,91 @@
+"""Errors on the wire: every refusal is `application/problem+json`, and what went wrong inside stays in the log."""
+
+from __future__ import annotations
+
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from litestar import Request, Response
+from litestar.exceptions import HTTPException, ValidationException
+from litestar.openapi import ResponseSpec
+
+from triarch.engine.operations import problem_of
+from triarch.errors import Error, Stale
+from triarch.model.operation import Problem
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+_CODES = {403: "denied", 404: "not-found", 504: "timed-out", 507: "exhausted"}
+_MEANINGS = {
+    400: "The request can never succeed as it stands",
+    403: "Not allowed",
+    404: "There is no such object",
+    409: "The object is not in a state that allows this, or another operation holds it",
+    412: "The object changed since the caller read it",
+    413: "The body is too long",
+    422: "This architecture or this host cannot do it",
+    500: "It was tried and did not work",
+    503: "Something that is needed is not there now",
+    504: "It did not happen in time",
+    507: "Disk, memory, addresses or ids ran out",
+}
+
+
+class PreconditionFailed(Stale):
+    """`Stale` as If-Match has it: 412 and not 409."""
+
+    status = 412
+
+
+def problems(*statuses: int) -> dict[int, ResponseSpec]:
+    """The OpenAPI of a route's refusals: those it names, and those that any route can give."""
+    return {
+        status: ResponseSpec(
+            data_container=Problem, generate_examples=False, description=_MEANINGS[status], media_type=MEDIA_TYPE
+        )
+        for status in sorted({*statuses, 400, 500})
+    }
+
+
+def _respond(problem: Problem, headers: dict[str, str] | None = None) -> Response[Problem]:
+    return Response(problem, status_code=problem.status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def on_error(_: Request[Any, Any, Any], error: Error) -> Response[Problem]:
+    return _respond(problem_of(error))
+
+
+def on_invalid(_: Request[Any, Any, Any], error: ValidationException) -> Response[Problem]:
+    """A body or parameter of the wrong shape: the message lists the fields."""
+    faults = [_fault(item) for item in error.extra or () if isinstance(item, dict)]
+    message = "invalid request: " + ("; ".join(faults) if faults else error.detail)
+    return _respond(Problem(code="invalid", status=400, message=message))
+
+
+def _fault(item: dict[str, Any]) -> str:
+    key = str(item.get("key") or "").removeprefix("data.").removeprefix("data")
+    # msgspec starts its sentences with a capital; messages of Triarch are one lower-case line.
+    text = str(item.get("message", "is wrong"))
+    text = text[:1].lower() + text[1:]
+    return f"field '{key}': {text}" if key else text
+
+
+def on_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
+    """What the framework refuses by itself: unknown paths and methods, bodies that are no JSON or too long."""
+    if error.status_code >= 500:
+        return on_bug(_, error)
+    phrase = error.detail or HTTPStatus(error.status_code).phrase
+    message = phrase[:1].lower() + phrase[1:]
+    if error.status_code == 404:
+        message = f"there is no path {_.url.path}"
+    elif error.status_code == 405:
+        message = f"{_.url.path} has no method {_.method}"
+    code = _CODES.get(error.status_code, "invalid")
+    return _respond(Problem(code=code, status=error.status_code, message=message), dict(error.headers or {}))
+
+
+def on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _respond(problem_of(error))

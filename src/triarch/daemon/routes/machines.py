@@ -1,0 +1,187 @@
+"""Machines: look, create, change."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from litestar import Response, delete, get, post
+from litestar.openapi import ResponseSpec
+from litestar.params import Parameter
+from litestar.response import Stream
+
+from triarch.daemon.problems import PreconditionFailed, problems
+from triarch.daemon.routes.operations import accepted
+from triarch.engine.engine import Engine
+from triarch.model.machine import CreateMachine, MachineView, RenameMachine, StopMachine, SwitchMachine
+from triarch.model.names import MACHINE_NAME_PATTERN, check_machine_name
+from triarch.model.operation import Operation
+
+Name = Annotated[str, Parameter(description="The machine's name", schema_extra={"pattern": MACHINE_NAME_PATTERN})]
+IfMatch = Annotated[
+    str | None,
+    Parameter(header="If-Match", required=False, description="Refuse unless this is still the machine's ETag"),
+]
+TAGS = ["machines"]
+CHANGE_PROBLEMS = (404, 409, 412, 422, 503)
+CHECKED = {204: ResponseSpec(data_container=None, description="The switch would be possible")}
+
+
+def _check_fresh(engine: Engine, name: str, if_match: str | None) -> None:
+    """Raise 412 when the machine is not what the caller saw (RFC 9110, 13.1.1); no await follows before the change."""
+    view = engine.machine(check_machine_name(name))
+    if if_match is None or if_match.strip() == "*":
+        return
+    if f'"{view.etag}"' not in (tag.strip() for tag in if_match.split(",")):
+        raise PreconditionFailed(
+            f"machine '{name}' changed since it was read: its ETag is \"{view.etag}\"",
+            hint=f"triarch info {name}",
+            machine=name,
+        )
+
+
+@get("/machines", operation_id="list_machines", tags=TAGS, responses=problems(), sync_to_thread=False)
+def list_machines(engine: Engine) -> tuple[MachineView, ...]:
+    """All machines, sorted by name; served from memory."""
+    return engine.machines()
+
+
+@post(
+    "/machines", operation_id="create_machine", tags=TAGS, status_code=202, responses=problems(404, 409, 422, 503, 507)
+)
+async def create_machine(engine: Engine, data: CreateMachine) -> Response[Operation]:
+    """Create a machine, and start it with `start`."""
+    return accepted(await engine.create(data))
+
+
+@get("/machines/{name:str}", operation_id="get_machine", tags=TAGS, responses=problems(404), sync_to_thread=False)
+def get_machine(engine: Engine, name: Name) -> Response[MachineView]:
+    """One machine and its ETag."""
+    view = engine.machine(check_machine_name(name))
+    return Response(view, headers={"ETag": f'"{view.etag}"'})
+
+
+@delete(
+    "/machines/{name:str}",
+    operation_id="delete_machine",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(*CHANGE_PROBLEMS),
+)
+async def delete_machine(
+    engine: Engine, name: Name, if_match: IfMatch = None, force: bool = False
+) -> Response[Operation]:
+    """Delete a stopped machine and its delta; with `force` a running one is killed first."""
+    _check_fresh(engine, name, if_match)
+    return accepted(await engine.delete(name, force=force))
+
+
+@post(
+    "/machines/{name:str}/start",
+    operation_id="start_machine",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(*CHANGE_PROBLEMS),
+)
+async def start_machine(engine: Engine, name: Name, if_match: IfMatch = None) -> Response[Operation]:
+    """Start a stopped or failed machine."""
+    _check_fresh(engine, name, if_match)
+    return accepted(await engine.start(name))
+
+
+@post(
+    "/machines/{name:str}/stop",
+    operation_id="stop_machine",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(*CHANGE_PROBLEMS),
+)
+async def stop_machine(engine: Engine, name: Name, data: StopMachine, if_match: IfMatch = None) -> Response[Operation]:
+    """Ask the machine to end, and with `force` kill it when it takes longer than the timeout."""
+    _check_fresh(engine, name, if_match)
+    return accepted(await engine.stop(name, data))
+
+
+@post(
+    "/machines/{name:str}/restart",
+    operation_id="restart_machine",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(*CHANGE_PROBLEMS),
+)
+async def restart_machine(
+    engine: Engine, name: Name, data: StopMachine, if_match: IfMatch = None
+) -> Response[Operation]:
+    """Stop, then start."""
+    _check_fresh(engine, name, if_match)
+    return accepted(await engine.restart(name, data))
+
+
+@post(
+    "/machines/{name:str}/kill",
+    operation_id="kill_machine",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(*CHANGE_PROBLEMS),
+)
+async def kill_machine(engine: Engine, name: Name, if_match: IfMatch = None) -> Response[Operation]:
+    """End the machine now, without its consent."""
+    _check_fresh(engine, name, if_match)
+    return accepted(await engine.kill(name))
+
+
+@post(
+    "/machines/{name:str}/rename",
+    operation_id="rename_machine",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(*CHANGE_PROBLEMS),
+)
+async def rename_machine(
+    engine: Engine, name: Name, data: RenameMachine, if_match: IfMatch = None
+) -> Response[Operation]:
+    """Give a stopped machine another name."""
+    _check_fresh(engine, name, if_match)
+    return accepted(await engine.rename(name, data))
+
+
+@post(
+    "/machines/{name:str}/switch",
+    operation_id="switch_machine",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(*CHANGE_PROBLEMS) | CHECKED,
+)
+async def switch_machine(
+    engine: Engine, name: Name, data: SwitchMachine, if_match: IfMatch = None
+) -> Response[Operation] | Response[None]:
+    """Run the machine under another architecture. With `check` nothing is done: 204 says that it would be possible."""
+    _check_fresh(engine, name, if_match)
+    operation = await engine.switch(name, data)
+    return Response(None, status_code=204) if operation is None else accepted(operation)
+
+
+@get(
+    "/machines/{name:str}/logs",
+    operation_id="machine_logs",
+    tags=TAGS,
+    media_type="text/plain",
+    responses=problems(404),
+)
+async def machine_logs(engine: Engine, name: Name, follow: bool = False) -> Stream:
+    """The console output that was kept; with `follow` also what comes, until the machine stops."""
+    return Stream(engine.logs(check_machine_name(name), follow=follow), media_type="text/plain")
+
+
+HANDLERS = (
+    list_machines,
+    create_machine,
+    get_machine,
+    delete_machine,
+    start_machine,
+    stop_machine,
+    restart_machine,
+    kill_machine,
+    rename_machine,
+    switch_machine,
+    machine_logs,
+)
