@@ -1,0 +1,221 @@
+"""The command line of QEMU and the configuration of its guest: pure functions of a `MachineSpec`.
+
+QEMU opens nothing by name that the machine owns: whatever it may touch is an open descriptor that it inherits. A
+descriptor is given as `/dev/fdset/N` where QEMU can take it so, and as `/proc/self/fd/N` where it insists on a path;
+the latter is opened again, with QEMU's own rights.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+
+import msgspec
+
+from triarch.guest.protocol import (
+    AGENT_PORT,
+    CONTROL_PORT,
+    DELTA_SERIAL,
+    FW_CFG_KEY,
+    REPORT_PORT,
+    GuestConfig,
+    GuestNetwork,
+    Medium,
+    kernel_command_line,
+)
+from triarch.model.driver import MachineSpec, Resize
+from triarch.model.network import BridgeLink, Link, NoLink, UserLink
+from triarch.model.resources import Resources
+
+PROGRAM = "qemu-system-x86_64"
+DEFAULT_MEMORY_BYTES = 512 << 20
+MIN_MEMORY_BYTES = 128 << 20
+MAX_PROCESSORS = 255  # of q35 without an interrupt-remapping IOMMU
+
+# One line on standard error when the VM powers off, resets or quits: the trace of an orderly end that QEMU leaves.
+SHUTDOWN_TRACE = "qemu_system_shutdown_request"
+
+_SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+_MIB = 1 << 20
+_PMEM_ALIGNMENT_BYTES = 1 << 30
+
+
+class Accelerator(StrEnum):
+    """What executes the guest's instructions. The value is QEMU's name."""
+
+    TCG = "tcg"
+    KVM = "kvm"
+
+
+_ACCELERATION: dict[Accelerator, tuple[str, ...]] = {
+    Accelerator.TCG: ("-accel", "tcg,thread=multi,tb-size=32", "-cpu", "max"),
+    Accelerator.KVM: ("-accel", "kvm", "-cpu", "host"),
+}
+
+
+class Wiring(msgspec.Struct, frozen=True, kw_only=True):
+    """The descriptors that QEMU inherits, by number.
+
+    `console`, `agent`, `control` and `monitor` are listening unix sockets; `log` and `report` are open for writing.
+    """
+
+    kernel: int
+    initrd: int
+    config: int
+    delta: int
+    log: int
+    report: int
+    monitor: int
+    console: int
+    agent: int
+    control: int
+    layers: tuple[int, ...]
+    tap: int | None = None
+
+
+def guest_config(
+    spec: MachineSpec, host_key: bytes, authorized_key: str, *, attached: bool = False, terminal: Resize | None = None
+) -> GuestConfig:
+    """What the guest's init must know of this start."""
+    machine = spec.machine
+    return GuestConfig(
+        hostname=machine.name,
+        init=machine.init,
+        layers=(Medium.PMEM,) * len(spec.layers),
+        host_key=host_key,
+        authorized_key=authorized_key,
+        command=spec.command,
+        environment={**spec.template.environment, **machine.environment},
+        network=_guest_network(spec.link),
+        attached=attached,
+        terminal=terminal,
+    )
+
+
+def _guest_network(link: Link) -> GuestNetwork | None:
+    match link:
+        case BridgeLink():
+            address = link.nic.address
+        case UserLink():
+            address = link.address
+        case NoLink():
+            return None
+    return GuestNetwork(address=address, gateway=link.gateway, nameserver=link.nameserver, domain=link.domain)
+
+
+def memory_bytes(resources: Resources) -> int:
+    """The guest's memory, in whole MiB."""
+    wanted = resources.memory_bytes or DEFAULT_MEMORY_BYTES
+    return -(-wanted // _MIB) * _MIB
+
+
+def processors(resources: Resources) -> int:
+    """How many virtual processors the guest sees; a fraction is rounded up, its control group enforces the rest."""
+    return max(1, math.ceil(resources.cpus or 1))
+
+
+def qemu_argv(spec: MachineSpec, config: GuestConfig, wiring: Wiring, accelerator: Accelerator) -> tuple[str, ...]:
+    """The whole command line."""
+    return (
+        PROGRAM,
+        *("-name", f"guest={spec.machine.name},debug-threads=on", "-uuid", spec.uuid),
+        *("-machine", "q35,usb=off,vmport=off"),
+        *_ACCELERATION[accelerator],
+        *("-smp", str(processors(spec.machine.resources))),
+        *_memory(spec),
+        *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *("-sandbox", _SANDBOX, "-trace", SHUTDOWN_TRACE),
+        *("-kernel", _path(wiring.kernel), "-initrd", _path(wiring.initrd)),
+        *("-append", kernel_command_line(config)),
+        *("-fw_cfg", f"name={FW_CFG_KEY},file={_path(wiring.config)}"),
+        *_monitor(wiring),
+        *_console(wiring),
+        *_ports(wiring),
+        *_delta(wiring),
+        *_layers(spec, wiring),
+        *_network(spec.link, wiring),
+    )
+
+
+def _path(fd: int) -> str:
+    return f"/proc/self/fd/{fd}"
+
+
+def _memory(spec: MachineSpec) -> tuple[str, ...]:
+    """RAM, and room in the address space for the layers that appear as memory devices."""
+    ram = memory_bytes(spec.machine.resources)
+    layers = sum(
+        -(-layer.size_bytes // _PMEM_ALIGNMENT_BYTES) * _PMEM_ALIGNMENT_BYTES + _PMEM_ALIGNMENT_BYTES
+        for layer in spec.layers
+    )
+    return ("-m", f"size={ram // _MIB}M,slots={len(spec.layers)},maxmem={(ram + layers) // _MIB}M")
+
+
+def _monitor(wiring: Wiring) -> tuple[str, ...]:
+    return (
+        *("-chardev", f"socket,id=monitor,fd={wiring.monitor},server=on,wait=off"),
+        *("-mon", "chardev=monitor,mode=control"),
+    )
+
+
+def _console(wiring: Wiring) -> tuple[str, ...]:
+    """QEMU itself appends what the guest says to the log, whether someone is attached or not."""
+    log = f"logfile=/dev/fdset/{wiring.log},logappend=on"
+    return (
+        *("-add-fd", f"fd={wiring.log},set={wiring.log}"),
+        *("-chardev", f"socket,id=console,fd={wiring.console},server=on,wait=off,{log}"),
+        *("-serial", "chardev:console"),
+    )
+
+
+def _ports(wiring: Wiring) -> tuple[str, ...]:
+    def socket_port(name: str, port: str, fd: int) -> tuple[str, ...]:
+        return (
+            *("-chardev", f"socket,id={name},fd={fd},server=on,wait=off"),
+            *("-device", f"virtserialport,chardev={name},name={port}"),
+        )
+
+    return (
+        *("-device", "virtio-serial-pci"),
+        *socket_port("agent", AGENT_PORT, wiring.agent),
+        *socket_port("control", CONTROL_PORT, wiring.control),
+        *("-add-fd", f"fd={wiring.report},set={wiring.report}"),
+        *("-chardev", f"file,id=report,path=/dev/fdset/{wiring.report}"),
+        *("-device", f"virtserialport,chardev=report,name={REPORT_PORT}"),
+    )
+
+
+def _delta(wiring: Wiring) -> tuple[str, ...]:
+    """QEMU's own locking is off: our flock is on the very descriptor that it holds."""
+    file = f"driver=file,node-name=delta-file,filename=/dev/fdset/{wiring.delta},locking=off,discard=unmap"
+    return (
+        *("-add-fd", f"fd={wiring.delta},set={wiring.delta}"),
+        *("-blockdev", file),
+        *("-blockdev", "driver=raw,node-name=delta,file=delta-file,discard=unmap"),
+        *("-device", f"virtio-blk-pci,drive=delta,serial={DELTA_SERIAL}"),
+    )
+
+
+def _layers(spec: MachineSpec, wiring: Wiring) -> tuple[str, ...]:
+    """Each layer is memory shared with the host's page cache, which the guest maps (virtio-pmem, DAX)."""
+    arguments: list[str] = []
+    for number, (layer, fd) in enumerate(zip(spec.layers, wiring.layers, strict=True)):
+        backend = f"memory-backend-file,id=layer{number},mem-path={_path(fd)},size={layer.size_bytes}"
+        arguments += ("-object", f"{backend},share=on,readonly=on")
+        arguments += ("-device", f"virtio-pmem-pci,memdev=layer{number}")
+    return tuple(arguments)
+
+
+def _network(link: Link, wiring: Wiring) -> tuple[str, ...]:
+    match link:
+        case BridgeLink():
+            backend = f"tap,id=net0,fd={wiring.tap},vhost=off"
+        case UserLink():
+            forwards = "".join(
+                f",hostfwd=tcp:{forward.host_address}:{forward.host_port}-:{forward.machine_port}"
+                for forward in link.forwards
+            )
+            backend = f"user,id=net0,ipv6=off{forwards}"
+        case NoLink():
+            return ()
+    return ("-netdev", backend, "-device", f"virtio-net-pci,netdev=net0,mac={link.nic.mac},romfile=")

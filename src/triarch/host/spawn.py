@@ -1,0 +1,147 @@
+"""Programs that outlive the daemon: started with few rights and only the descriptors they are given."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import resource
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from triarch.errors import Failed
+from triarch.host.pidfd import ProcessId
+from triarch.host.process import find_program, program_environment
+
+FIRST_FD = 3
+
+
+class Identity(msgspec.Struct, frozen=True, kw_only=True):
+    """The user and groups that a program runs as. Leaving uid 0 behind drops every capability (capabilities(7))."""
+
+    user_id: int
+    group_id: int
+    groups: tuple[int, ...] = ()
+
+
+class Detached(msgspec.Struct, frozen=True, kw_only=True):
+    """How to start a program that outlives the daemon.
+
+    `fds` become descriptors `FIRST_FD`, `FIRST_FD + 1`, … of the program, in order; it inherits no others.
+    `stderr_fd` takes its output and its errors; its input is empty. `process_id_fd` is a file into which the new
+    process writes its `ProcessId` before the program begins, so that no crash of the caller can lose it.
+    `cgroup_fds` are open `cgroup.procs` files, entered before the program begins. `max_file_bytes` bounds every file
+    that it writes; beyond that its writes fail (EFBIG). Without `identity` it runs as the caller does.
+    """
+
+    argv: Sequence[str]
+    fds: Sequence[int]
+    stderr_fd: int
+    process_id_fd: int
+    cgroup_fds: Sequence[int] = ()
+    identity: Identity | None = None
+    max_file_bytes: int | None = None
+    environment: Mapping[str, str] = {}
+
+
+def spawn(program: Detached) -> ProcessId:
+    """Start it in its own session and return when it has begun. Raises `MissingProgram` or `Failed`.
+
+    It is a child of this process: call `reap` when it has ended (`host.pidfd` tells when). When this process ends
+    first, init takes it over.
+    """
+    path = find_program(program.argv[0])
+    environment = program_environment(program.environment)
+    failure_fd, report_fd = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        _begin(program, path, environment, report_fd)
+    os.close(report_fd)
+    try:
+        failure = os.read(failure_fd, 4096).decode(errors="replace")
+    finally:
+        os.close(failure_fd)
+    if failure:
+        os.waitpid(pid, 0)
+        raise Failed(f"cannot start {program.argv[0]}: {failure}", program=program.argv[0])
+    return _read_process_id(program.process_id_fd)
+
+
+def _begin(program: Detached, path: str, environment: Mapping[str, str], report_fd: int) -> NoReturn:
+    """In the child: only system calls from here to exec, because other threads' locks may be held for ever."""
+    try:
+        os.setsid()
+        os.chdir("/")
+        for fd in program.cgroup_fds:
+            os.write(fd, b"0")
+        os.write(program.process_id_fd, _describe_self())
+        _limit(program.max_file_bytes)
+        if program.identity is not None:
+            os.setgroups(program.identity.groups)
+            os.setresgid(*(program.identity.group_id,) * 3)
+            os.setresuid(*(program.identity.user_id,) * 3)
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        report_fd = _arrange(program, report_fd)
+        os.execve(path, list(program.argv), environment)
+    except BaseException as error:  # noqa: BLE001 - the parent raises it
+        os.write(report_fd, str(error).encode())
+    finally:
+        os._exit(127)
+
+
+def _describe_self() -> bytes:
+    """`PID START` of this process, from one read of its own stat file."""
+    fd = os.open("/proc/self/stat", os.O_RDONLY)
+    return f"{os.getpid()} {_start_ticks(os.read(fd, 1024))}\n".encode()
+
+
+def _start_ticks(stat: bytes) -> int:
+    # The second field is the program's name in parentheses and may hold anything; start time is field 22.
+    return int(stat.rpartition(b")")[2].split()[19])
+
+
+def _limit(max_file_bytes: int | None) -> None:
+    """Memory of a guest never goes to a core file; a file that grows too long fails the write (EFBIG, no signal)."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if max_file_bytes is not None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+
+
+def _arrange(program: Detached, report_fd: int) -> int:
+    """Move descriptors to their places, `report_fd` behind them (closed by exec), and return that one's.
+
+    They go through high numbers first, because places and sources overlap.
+    """
+    above = FIRST_FD + len(program.fds) + 1
+    null_fd = os.open("/dev/null", os.O_RDONLY)
+    sources = (null_fd, program.stderr_fd, program.stderr_fd, *program.fds, report_fd)
+    safe = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, above) for fd in sources]
+    for place, fd in enumerate(safe):
+        os.dup2(fd, place, inheritable=place < above - 1)
+    os.closerange(above, os.sysconf("SC_OPEN_MAX"))
+    return above - 1
+
+
+def _read_process_id(fd: int) -> ProcessId:
+    pid, start_ticks = os.pread(fd, 100, 0).split()
+    return ProcessId(pid=int(pid), start_ticks=int(start_ticks))
+
+
+def read_process_id(path: Path) -> ProcessId | None:
+    """What a program started by `spawn` left in its process id file; None while there is nothing."""
+    try:
+        pid, start_ticks = path.read_bytes().split()
+        return ProcessId(pid=int(pid), start_ticks=int(start_ticks))
+    except (OSError, ValueError):
+        return None
+
+
+def reap(pid: int) -> None:
+    """Take an ended child of this process off the process table; another's child is init's business."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)

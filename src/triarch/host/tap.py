@@ -1,0 +1,59 @@
+"""Tap interfaces: the host's end of a VM's network card (Documentation/networking/tuntap.rst)."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+
+from triarch.errors import Denied, Error, Failed, InUse, NotFound, Unsupported
+from triarch.host.netlink import Netlink
+
+_TUNSETIFF = 0x400454CA
+_IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
+_IFREQ = struct.Struct("16sH22x")
+
+_ERRORS: dict[int, type[Error]] = {
+    errno.EBUSY: InUse,
+    errno.ENOENT: Unsupported,
+    errno.ENODEV: Unsupported,
+    errno.EPERM: Denied,
+    errno.EACCES: Denied,
+}
+
+
+def open_tap(name: str, bridge: str) -> int:
+    """Create the tap `name`, raise it and plug it into `bridge`; return its descriptor (close-on-exec).
+
+    The interface lives as long as the descriptor: when the VM ends, whatever ended it, the tap is gone. Raises `InUse`
+    when the name is taken, `NotFound` when there is no such bridge, `Denied` without CAP_NET_ADMIN.
+    """
+    with Netlink() as netlink:
+        bridge_index = netlink.index_of(bridge)
+        if bridge_index is None:
+            raise NotFound(f"there is no bridge '{bridge}' for interface '{name}'", bridge=bridge)
+        fd = _create(name)
+        try:
+            index = netlink.index_of(name)
+            if index is None:
+                raise Failed(f"interface '{name}' is gone right after it was made", interface=name)
+            netlink.add_to_bridge(index, bridge_index)
+            netlink.set_up(index)
+        except BaseException:
+            os.close(fd)
+            raise
+    return fd
+
+
+def _create(name: str) -> int:
+    fd = -1
+    try:
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
+    except OSError as error:
+        if fd >= 0:
+            os.close(fd)
+        kind = _ERRORS.get(error.errno or 0, Failed)
+        raise kind(f"cannot create interface '{name}': {(error.strerror or '').lower()}", interface=name) from error
+    return fd
