@@ -12,6 +12,7 @@ from triarch.errors import CommandFailed, MissingProgram
 
 # Debian package of every program that Triarch runs.
 PACKAGES: dict[str, str] = {
+    "cc": "gcc",
     "conmon": "conmon",
     "cpio": "cpio",
     "crun": "crun",
@@ -23,6 +24,7 @@ PACKAGES: dict[str, str] = {
     "fakeroot": "fakeroot",
     "fsck.erofs": "erofs-utils",
     "ip": "iproute2",
+    "lz4": "lz4",
     "mkfs.erofs": "erofs-utils",
     "mkfs.ext4": "e2fsprogs",
     "mmdebstrap": "mmdebstrap",
