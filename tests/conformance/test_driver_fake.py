@@ -67,7 +67,8 @@ class FakeHarness(DriverHarness):
 
 class TestFakeDriver(CheckDriver):
     @pytest.fixture(scope="class")
-    def harness(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DriverHarness]:
+    @classmethod
+    def harness(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[DriverHarness]:
         root = tmp_path_factory.mktemp("fake")
         yield FakeHarness(root)
         shutil.rmtree(root)

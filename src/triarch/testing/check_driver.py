@@ -2,7 +2,8 @@
 
     class TestContainerDriver(CheckDriver):
         @pytest.fixture(scope="class")
-        def harness(self, tmp_path_factory): return ContainerHarness(tmp_path_factory.mktemp("container"))
+        @classmethod
+        def harness(cls, tmp_path_factory): return ContainerHarness(tmp_path_factory.mktemp("container"))
 
 A capability that the driver lacks, or a driver that cannot run on this host, is a skip that shows its reason.
 Tests share one event loop, one rig and one idle machine, because a machine may take seconds to boot.
@@ -39,11 +40,13 @@ class DriverFixtures:
     pytestmark = pytest.mark.asyncio(loop_scope="class")
 
     @pytest.fixture(scope="class")
-    def harness(self) -> DriverHarness:
+    @classmethod
+    def harness(cls) -> DriverHarness:
         raise NotImplementedError("a subclass of CheckDriver supplies the fixture 'harness'")
 
     @pytest_asyncio.fixture(scope="class", loop_scope="class")
-    async def rig(self, harness: DriverHarness) -> AsyncIterator[DriverRig]:
+    @classmethod
+    async def rig(cls, harness: DriverHarness) -> AsyncIterator[DriverRig]:
         rig = DriverRig(harness)
         try:
             await rig.driver.probe()
