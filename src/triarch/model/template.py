@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from enum import StrEnum
 
@@ -64,6 +66,11 @@ class TemplateRef(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         return f"{self.name}@{self.level}"
+
+
+def template_digest(layers: Iterable[Layer]) -> str:
+    """The address of a whole template: the sha256 over its layers' digests, lowest first, each ended by a newline."""
+    return hashlib.sha256("".join(f"{layer.digest}\n" for layer in layers).encode()).hexdigest()
 
 
 def check_digest(digest: str) -> str:
