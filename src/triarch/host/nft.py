@@ -1,0 +1,53 @@
+"""nf_tables: our own tables, replaced as a whole in one transaction (nft(8))."""
+
+from __future__ import annotations
+
+import errno
+import struct
+
+from triarch.host.netlink_wire import ACKNOWLEDGE, NetlinkSocket, attribute, translate
+from triarch.host.process import run
+
+_NETLINK_NETFILTER = 12
+_GET_TABLE = (10 << 8) | 1  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETTABLE
+_TABLE_NAME = 1
+_FAMILIES = {"inet": 1, "ip": 2}  # NFPROTO_*
+_GENERIC = struct.Struct(">BBH")  # nfgenmsg: family, version, resource
+
+
+def replace_table(name: str, chains: str) -> None:
+    """Make the table `inet NAME` hold exactly `chains`, in one transaction (blocking).
+
+    Raises `MissingProgram` without nft, `CommandFailed` when the kernel refuses.
+    """
+    run(["nft", "-f", "-"], input_bytes=f"{_removal(name)}table inet {name} {{\n{chains}}}\n".encode())
+
+
+def delete_table(name: str) -> None:
+    """Remove the table `inet NAME` (blocking). Absent is success."""
+    if table_exists("inet", name):
+        run(["nft", "-f", "-"], input_bytes=_removal(name).encode())
+
+
+def table_exists(family: str, name: str) -> bool:
+    """Ask the kernel, without a process: a start of a machine asks each time. False too where there is no nf_tables.
+
+    Raises `Denied` without the right to ask.
+    """
+    body = _GENERIC.pack(_FAMILIES[family], 0, 0) + attribute(_TABLE_NAME, name.encode() + b"\0")
+    try:
+        asked = NetlinkSocket(_NETLINK_NETFILTER)
+        try:
+            asked.exchange(_GET_TABLE, ACKNOWLEDGE, body)
+        finally:
+            asked.close()
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EPROTONOSUPPORT, errno.EINVAL):
+            return False
+        raise translate(error, f"look up nftables table '{family} {name}'") from error
+    return True
+
+
+def _removal(name: str) -> str:
+    # Deleting what is not there would fail: it is declared first.
+    return f"table inet {name}\ndelete table inet {name}\n"

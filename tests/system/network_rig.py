@@ -1,0 +1,134 @@
+"""Network namespaces that a test makes, plugged into an instance's bridge as a container would be."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from ipaddress import IPv4Address, IPv4Interface
+from typing import TypeVar
+
+from triarch.host.netlink import Netlink, enter_network_namespace
+
+LOOPBACK = 1
+TIMEOUT_SECONDS = 5.0
+T = TypeVar("T")
+
+
+class Namespace:
+    """An empty network namespace, for as long as its holder process lives."""
+
+    def __init__(self) -> None:
+        self._holder = subprocess.Popen(
+            ["unshare", "--net", "sh", "-c", "echo; exec sleep 600"], stdout=subprocess.PIPE
+        )
+        assert self._holder.stdout is not None
+        self._holder.stdout.readline()
+        self.fd = os.open(f"/proc/{self._holder.pid}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        os.close(self.fd)
+        self._holder.kill()
+        self._holder.communicate()
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Call `function` in a thread that is inside; sockets that it makes stay inside."""
+        results: list[T] = []
+        errors: list[BaseException] = []
+
+        def body() -> None:
+            try:
+                enter_network_namespace(self.fd)
+                results.append(function())
+            except BaseException as error:  # noqa: BLE001 - handed to the caller's thread
+                errors.append(error)
+
+        thread = threading.Thread(target=body)
+        thread.start()
+        thread.join()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def attach(self, host_interface: str, bridge: str, mac: str, address: str, gateway: str | None) -> None:
+        """As a container start does it: veth, loopback, address, default route."""
+        with Netlink() as outside:
+            bridge_index = outside.index_of(bridge)
+            assert bridge_index is not None
+            outside.add_veth(host_interface, bridge_index, "eth0", self.fd, mac)
+        with Netlink(self.fd) as inside:
+            index = inside.index_of("eth0")
+            assert index is not None
+            inside.set_up(LOOPBACK)
+            inside.set_up(index)
+            inside.add_address(index, IPv4Interface(address))
+            if gateway is not None:
+                inside.add_default_route(IPv4Address(gateway))
+
+
+@contextmanager
+def namespaces(count: int) -> Iterator[list[Namespace]]:
+    made: list[Namespace] = []
+    try:
+        for _ in range(count):
+            made.append(Namespace())
+        yield made
+    finally:
+        for namespace in made:
+            namespace.close()
+
+
+def ping(address: str) -> bool:
+    """One ICMP echo from where the calling thread is."""
+    body = struct.pack(">BBHHH", 8, 0, 0, 4242, 1) + b"triarch!"
+    total = sum(struct.unpack(f">{len(body) // 2}H", body))
+    total = (total >> 16) + (total & 0xFFFF)
+    packet = body[:2] + struct.pack(">H", ~(total + (total >> 16)) & 0xFFFF) + body[4:]
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as raw:
+        raw.settimeout(TIMEOUT_SECONDS)
+        raw.sendto(packet, (address, 0))
+        try:
+            while True:
+                reply, (sender, _) = raw.recvfrom(2048)
+                if sender == address and reply[20] == 0:
+                    return True
+        except TimeoutError:
+            return False
+
+
+class Answer:
+    """What a name server said: its code and the addresses."""
+
+    def __init__(self, reply: bytes) -> None:
+        self.code = reply[3] & 15
+        count = struct.unpack_from(">H", reply, 6)[0]
+        # Each record of an A answer: name pointer, type, class, TTL, length, four bytes.
+        self.addresses = [str(IPv4Address(reply[-4:]))] if count == 1 and reply[-6:-4] == b"\0\4" else []
+        self.count = count
+
+
+def query(server: str, name: str, kind: int = 1) -> Answer:
+    """One DNS question over UDP (kind 1 is A, 28 AAAA)."""
+    labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
+    question = struct.pack(">6H", 77, 0x100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">HH", kind, 1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.settimeout(TIMEOUT_SECONDS)
+        udp.sendto(question, (server, 53))
+        return Answer(udp.recv(4096))
+
+
+@contextmanager
+def listener(namespace: Namespace) -> Iterator[tuple[socket.socket, int]]:
+    """A TCP socket that listens inside, and its port."""
+
+    def listen() -> socket.socket:
+        made = socket.create_server(("0.0.0.0", 0))
+        made.settimeout(TIMEOUT_SECONDS)
+        return made
+
+    with namespace.run(listen) as server:
+        yield server, server.getsockname()[1]

@@ -1,0 +1,144 @@
+"""What the network does to a host, on hosts of the test's own: fresh network namespaces with settings of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import traceback
+from collections.abc import Callable
+from ipaddress import IPv4Interface
+from pathlib import Path
+
+import pytest
+
+from triarch.errors import Error, Unavailable
+from triarch.host import iptables, nft, sysctl
+from triarch.host.netlink import Netlink
+from triarch.host.process import find_program
+from triarch.host.syscalls import CLONE_NEWNET, unshare
+from triarch.model.instance import Instance, instance_at
+from triarch.network.nat import FORWARDING, NatNetwork
+
+LOOPBACK = 1
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Instance:
+    found = instance_at(tmp_path)
+    if not found.privileged:
+        pytest.skip("needs root: network namespaces")
+    try:
+        NatNetwork(found).probe()
+    except Error as error:
+        pytest.skip(f"no NAT network here: {error}")
+    return found
+
+
+def on_a_fresh_host(scenario: Callable[[], None]) -> None:
+    """Run `scenario` in a forked child that has a network stack of its own, and hear of its failure."""
+    read_end, write_end = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        failure = ""
+        try:
+            unshare(CLONE_NEWNET)
+            with Netlink() as netlink:
+                netlink.set_up(LOOPBACK)
+            scenario()
+        except BaseException:  # noqa: BLE001 - told to the parent
+            failure = traceback.format_exc()
+        os.write(write_end, failure.encode()[-60_000:])
+        os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end) as told:
+        failure = told.read()
+    os.waitpid(pid, 0)
+    assert failure == "", failure
+
+
+def with_network(instance: Instance, check: Callable[[NatNetwork], None]) -> Callable[[], None]:
+    """A scenario: the network is made, `check` looks, the network is removed."""
+
+    async def scenario() -> None:
+        network = NatNetwork(instance)
+        try:
+            await network.ensure(network.choose_subnet())
+            check(network)
+        finally:
+            await network.teardown()
+            Path(instance.run_dir).rmdir()
+
+    return lambda: asyncio.run(scenario())
+
+
+def test_forwarding_is_turned_on(instance: Instance) -> None:
+    def scenario() -> None:
+        sysctl.write(FORWARDING, "0")
+        with_network(instance, lambda _: None)()
+        assert sysctl.read(FORWARDING) == "1"
+
+    on_a_fresh_host(scenario)
+
+
+def test_a_range_in_use_on_the_host_is_not_chosen(instance: Instance) -> None:
+    def scenario() -> None:
+        network = NatNetwork(instance)
+        wanted = network.choose_subnet()
+        with Netlink() as netlink:
+            netlink.add_bridge("lan0")
+            index = netlink.index_of("lan0")
+            assert index is not None
+            netlink.add_address(index, IPv4Interface((wanted.network_address + 77, 24)))
+        assert not network.choose_subnet().overlaps(wanted)
+
+    on_a_fresh_host(scenario)
+
+
+def iptables_rules() -> list[str]:
+    return subprocess.run(["iptables", "-S"], check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def test_a_host_whose_own_filter_drops_lets_machines_through(instance: Instance) -> None:
+    try:
+        find_program("iptables")
+    except Error as error:
+        pytest.skip(str(error))
+    bridge = instance.bridge
+
+    def check(_: NatNetwork) -> None:
+        rules = iptables_rules()
+        mark = f"-m comment --comment triarch_{instance.tag} -j ACCEPT"
+        assert f"-A FORWARD -i {bridge} {mark}" in rules
+        assert f"-A INPUT -i {bridge} -p udp -m udp --dport 53 {mark}" in rules
+        assert len(rules) == len(before) + 4
+        assert rules.index(f"-A FORWARD -i {bridge} {mark}") < rules.index("-A FORWARD -s 192.0.2.9/32 -j DROP")
+
+    before: list[str] = []
+
+    def scenario() -> None:
+        for rule in ("-P FORWARD DROP", "-P INPUT DROP", "-A FORWARD -s 192.0.2.9/32 -j DROP"):
+            subprocess.run(["iptables", *rule.split()], check=True)
+        before.extend(iptables_rules())
+        with_network(instance, check)()
+        assert iptables_rules() == before
+
+    on_a_fresh_host(scenario)
+
+
+def test_a_host_without_iptables_rules_gets_none(instance: Instance) -> None:
+    def check(_: NatNetwork) -> None:
+        assert not iptables.in_use()
+        assert not nft.table_exists("ip", "filter")
+
+    on_a_fresh_host(with_network(instance, check))
+
+
+def test_without_rights_the_reason_is_said(instance: Instance) -> None:
+    def scenario() -> None:
+        os.setresuid(65534, 65534, 65534)
+        with pytest.raises(Unavailable, match="bridges need CAP_NET_ADMIN") as caught:
+            NatNetwork(instance).probe()
+        assert caught.value.hint
+
+    on_a_fresh_host(scenario)
