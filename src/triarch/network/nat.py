@@ -102,13 +102,8 @@ class NatNetwork:
         Cheap when nothing is missing: no process is started. Raises `Unavailable`, `MissingProgram`, `Conflict` (the
         bridge has another subnet) or `CommandFailed`.
         """
-        async with self._lock:
-            self.probe()
-            await asyncio.to_thread(self._ensure_bridge, subnet)
-            if self._filtered != subnet or not nft.table_exists("inet", self._table):
-                await asyncio.to_thread(self._ensure_filter, subnet)
-                self._filtered = subnet
-            await self._dns.ensure(gateway(subnet).ip)
+        # What it makes belongs to the instance: an operation that is cancelled meanwhile lets it come to its end.
+        await asyncio.shield(self._ensure(subnet))
 
     async def publish(self, name: str, ip: str) -> None:
         """Machines find `name` and `name.triarch` at `ip`. Raises `Invalid` for what is neither."""
@@ -135,7 +130,16 @@ class NatNetwork:
             if self._instance.privileged:
                 await asyncio.to_thread(self._remove)
 
+    async def _ensure(self, subnet: IPv4Network) -> None:
+        async with self._lock:
+            await asyncio.to_thread(self._ensure_bridge, subnet)
+            if self._filtered != subnet or not nft.table_exists("inet", self._table):
+                await asyncio.to_thread(self._ensure_filter, subnet)
+                self._filtered = subnet
+            await self._dns.ensure(gateway(subnet).ip)
+
     def _ensure_bridge(self, subnet: IPv4Network) -> None:
+        self.probe()
         name, own = self._instance.bridge, gateway(subnet)
         with Netlink() as netlink:
             index = netlink.index_of(name)
