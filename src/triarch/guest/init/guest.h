@@ -1,0 +1,54 @@
+/* The guest's one program: /init of the initramfs, agent supervisor, exit hook and login shell.
+ *
+ *   boot.c     PID 1: modules, configuration, disks, overlay, network, then the machine's init or command
+ *   app.c      PID 1 of an `app` guest: runs the command, carries its input and output, reports its exit
+ *   agent.c    supervisor outside the machine's root: SSH over a virtio-serial port, orderly stop
+ *   session.c  login shell of that SSH server: enters the machine and executes one request
+ *   base.c     files, messages, frames and ports
+ *
+ * The initramfs stays in memory as a hidden root. `/machine` in it leads to the machine's root.
+ */
+#ifndef TRIARCH_GUEST_H
+#define TRIARCH_GUEST_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#define HEADER_BYTES 5
+
+/* The two ports that speak frames; -1 where the host gave none. */
+extern int control_port, report_port;
+
+void say(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* Say why on the console and to the host, then power off. */
+void give_up(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
+void power_off(void) __attribute__((noreturn));
+
+/* The whole file with a NUL after it, in memory that is never freed; NULL if it cannot be read. */
+char *read_file(const char *path, size_t *size);
+bool write_file(const char *path, const void *data, size_t size, unsigned mode);
+int open_port(const char *name);
+void put_header(uint8_t *frame, uint8_t type, uint32_t size);
+void put_u32(uint8_t *at, uint32_t value);
+uint32_t get_u32(const uint8_t *at);
+/* Send a short frame to both ports, the control port only if the host listens there now. */
+void report(uint8_t type, const void *payload, size_t size);
+/* Unmount `root` and all below it. Unmounting the overlay is what puts the delta's ext4 away. */
+bool unmount_tree(const char *root);
+int watch(int epoll, int descriptor, uint32_t events);
+int signal_descriptor(void);
+
+/* Value number `nth` of `key` in the configuration, NULL if there are fewer. */
+char *config(const char *key, int nth);
+size_t config_size(const char *key);
+int config_count(const char *key);
+
+void run_app(void) __attribute__((noreturn));
+/* Fork the supervisor of the SSH port and, unless PID 1 itself is ours, the one that heeds STOP. */
+void start_agent(int port, bool app);
+int exit_hook(int argc, char **argv);
+int login_shell(int argc, char **argv);
+
+#endif

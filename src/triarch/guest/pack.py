@@ -1,0 +1,232 @@
+"""The guest pack: kernel and initramfs, shared by every machine that runs as a VM, built once and kept in a cache.
+
+`python -m triarch.guest.pack` builds it ahead of its first use.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+
+from triarch.errors import Busy, Error
+from triarch.guest import cpio, initramfs, kernel
+from triarch.host.locks import lock_file
+from triarch.host.process import run_async
+from triarch.model.driver import GuestPack
+from triarch.model.operation import Progress
+
+SUITE = "bookworm"
+KERNEL_FILE = "vmlinux"
+INITRD_FILE = "initrd"
+MANIFEST_FILE = "manifest.json"
+_FORMAT = "1"
+_STEP = "guest pack"
+_COMPILER_FLAGS = ("-static", "-Os", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-s")
+_INIT_SOURCE = Path(__file__).parent / "init"
+_LOCK_POLL_SECONDS = 0.2
+
+Report = Callable[[Progress], None]
+
+
+class PackedFile(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file of the pack must be. `modified_ns` tells whether it may have changed since it was hashed."""
+
+    name: str
+    size_bytes: int
+    modified_ns: int
+    sha256: str
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The pack's own table of contents, written last."""
+
+    kernel_release: str
+    files: tuple[PackedFile, ...]
+
+
+def default_cache() -> Path:
+    """Where packs are kept: for everyone when root builds them, else for this user."""
+    if os.geteuid() == 0:
+        return Path("/var/cache/triarch/guest")
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "triarch" / "guest"
+
+
+async def ensure_pack(progress: Report, *, cache: Path | None = None) -> GuestPack:
+    """The guest pack of this version of Triarch, built when the cache holds none or a damaged one.
+
+    Cancellable; safe when several processes ask at once. Raises `MissingProgram`, `CommandFailed` (no network to the
+    distribution's mirror), `Damaged` when the packages are not what was expected.
+    """
+    cache = cache or default_cache()
+    directory = cache / pack_key()
+    pack = await asyncio.to_thread(_open_pack, directory)
+    if pack is not None:
+        return pack
+    cache.mkdir(parents=True, exist_ok=True)
+    lock = await _take_lock(directory.with_suffix(".lock"), progress)
+    try:
+        pack = await asyncio.to_thread(_open_pack, directory)
+        if pack is not None:
+            return pack
+        await _build(directory, progress)
+    finally:
+        os.close(lock)
+    pack = await asyncio.to_thread(_open_pack, directory)
+    assert pack is not None, "a pack that was just built opens"
+    return pack
+
+
+@functools.cache
+def pack_key() -> str:
+    """A name that changes with everything that goes into a pack."""
+    recipe = (_FORMAT, SUITE, *_COMPILER_FLAGS, *initramfs.PACKAGES)
+    sources = sorted(_INIT_SOURCE.glob("*.[ch]"))
+    digest = hashlib.sha256("\n".join(recipe).encode())
+    for path in (*sources, Path(cpio.__file__), Path(kernel.__file__), Path(initramfs.__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+# Files that this process has hashed, by path, with the state they were in.
+_hashed: dict[Path, tuple[int, int]] = {}
+
+
+def _open_pack(directory: Path) -> GuestPack | None:
+    """The pack in `directory`, None when it is absent or damaged. Files are hashed once per process, then compared by
+    size and time of change."""
+    try:
+        manifest = msgspec.json.decode((directory / MANIFEST_FILE).read_bytes(), type=Manifest)
+        sound = all(_is_sound(directory / packed.name, packed) for packed in manifest.files)
+    except (OSError, msgspec.MsgspecError):
+        return None
+    if not sound:
+        return None
+    return GuestPack(
+        kernel_path=str(directory / KERNEL_FILE),
+        initrd_path=str(directory / INITRD_FILE),
+        kernel_release=manifest.kernel_release,
+    )
+
+
+def _is_sound(path: Path, packed: PackedFile) -> bool:
+    status = path.stat()
+    state = (status.st_size, status.st_mtime_ns)
+    if state == _hashed.get(path):
+        return True
+    if status.st_size != packed.size_bytes or _sha256(path) != packed.sha256:
+        return False
+    _hashed[path] = state
+    return True
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+async def _take_lock(path: Path, progress: Report) -> int:
+    path.touch()
+    while True:
+        try:
+            return lock_file(path)
+        except Busy:
+            progress(Progress(step=_STEP, text="another process is building the guest pack"))
+            await asyncio.sleep(_LOCK_POLL_SECONDS)
+
+
+async def _build(directory: Path, progress: Report) -> None:
+    partial = directory.with_suffix(".partial")
+    _remove(partial)
+    partial.mkdir()
+    try:
+        progress(Progress(step=_STEP, text="compiling the guest's init", fraction=0.0))
+        init = partial / "init"
+        sources = sorted(str(path) for path in _INIT_SOURCE.glob("*.c"))
+        await run_async(("cc", *_COMPILER_FLAGS, "-o", str(init), *sources))
+        archive = partial / "packages.tar"
+        await _fetch_packages(archive, progress)
+        progress(Progress(step=_STEP, text="writing kernel and initramfs", fraction=0.8))
+        await asyncio.to_thread(_write_pack, partial, archive, init)
+        for leftover in (archive, init):
+            leftover.unlink()
+        _remove(directory)
+        partial.rename(directory)
+    finally:
+        _remove(partial)
+    progress(Progress(step=_STEP, text="guest pack is ready", fraction=1.0))
+
+
+async def _fetch_packages(archive: Path, progress: Report) -> None:
+    """Unpack the packages and what they depend on into an archive; no maintainer script runs (see mmdebstrap(1))."""
+
+    def on_line(line: str) -> None:
+        if line.startswith("I: "):
+            progress(Progress(step=_STEP, text=line.removeprefix("I: ").strip(), fraction=0.1))
+
+    include = ",".join(initramfs.PACKAGES)
+    await run_async(
+        ("mmdebstrap", "--variant=extract", f"--include={include}", "--format=tar", SUITE, str(archive)),
+        on_line=on_line,
+    )
+
+
+def _write_pack(partial: Path, archive: Path, init: Path) -> None:
+    tree = initramfs.PackageTree(archive)
+    try:
+        boot = initramfs.compose(tree, init.read_bytes())
+    finally:
+        tree.close()
+    files = tuple(
+        _write_file(partial / name, data) for name, data in ((KERNEL_FILE, boot.kernel), (INITRD_FILE, boot.initrd))
+    )
+    manifest = Manifest(kernel_release=boot.kernel_release, files=files)
+    (partial / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
+
+
+def _write_file(path: Path, data: bytes) -> PackedFile:
+    with path.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    path.chmod(0o644)
+    status = path.stat()
+    return PackedFile(
+        name=path.name,
+        size_bytes=status.st_size,
+        modified_ns=status.st_mtime_ns,
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _remove(directory: Path) -> None:
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def main() -> int:
+    """Build the pack, telling what happens on standard error."""
+    started = time.monotonic()
+
+    def report(progress: Progress) -> None:
+        print(f"guest pack: {progress.text}", file=sys.stderr)
+
+    try:
+        pack = asyncio.run(ensure_pack(report))
+    except Error as error:
+        print(f"guest pack: {error}" + (f"\n  {error.hint}" if error.hint else ""), file=sys.stderr)
+        return 1
+    print(f"{Path(pack.kernel_path).parent} ({pack.kernel_release}, {time.monotonic() - started:.1f} s)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
