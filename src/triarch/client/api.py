@@ -55,6 +55,10 @@ class Client:
     ) -> None:
         self.close()
 
+    def connect(self) -> None:
+        """Connect now and not at the first request. Raises `DaemonUnavailable` or `Denied`."""
+        self._connection.open()
+
     def close(self) -> None:
         self._connection.close()
 

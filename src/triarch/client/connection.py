@@ -72,7 +72,7 @@ class Connection:
         self, method: str, target: str, upload: Upload | None = None, patience_seconds: float | None = 0.0
     ) -> Iterator[bytes]:
         """The body of the answer as it comes; with `patience_seconds` None it may pause for ever."""
-        connection = self._ready()
+        connection = self.open()
         silence = None if patience_seconds is None else self._timeout_seconds + patience_seconds
         connection.settimeout(silence)
         try:
@@ -96,7 +96,8 @@ class Connection:
                 pass
             self.close()
 
-    def _ready(self) -> socket.socket:
+    def open(self) -> socket.socket:
+        """The connected socket. Raises `DaemonUnavailable` or `Denied`."""
         if self._socket is not None and select.select([self._socket], [], [], 0)[0]:
             # Nothing is due on an idle connection but its end.
             self.close()

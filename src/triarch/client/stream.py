@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections import deque
 from collections.abc import Iterator
@@ -15,7 +16,6 @@ from wsproto.events import (
     AcceptConnection,
     BytesMessage,
     CloseConnection,
-    Message,
     Ping,
     RejectConnection,
     RejectData,
@@ -85,15 +85,11 @@ class WebSocket:
 
     def send(self, message: bytes | str) -> None:
         """Queue a message and send what the daemon takes now."""
-        self._queue(Message(data=message))
-        self.flush()
-
-    def _queue(self, event: Message[str] | Message[bytes]) -> None:
-        try:
+        event = TextMessage(data=message) if isinstance(message, str) else BytesMessage(data=message)
+        # When the daemon has said its last word already, that comes with the next `receive`.
+        with contextlib.suppress(LocalProtocolError):
             self._outgoing += self._protocol.send(event)
-        except LocalProtocolError:
-            # The daemon has said its last word already; it comes with the next `receive`.
-            return
+        self.flush()
 
     def flush(self) -> None:
         """Send as much as the daemon takes now."""

@@ -17,7 +17,6 @@ from triarch.daemon.app import create_app
 from triarch.drivers import DRIVERS, HIDDEN, driver_factory
 from triarch.drivers.base import Driver, DriverFactory
 from triarch.engine.architectures import Architectures
-from triarch.engine.doctor import run_checks
 from triarch.engine.engine import Engine, open_engine
 from triarch.model.instance import Instance
 from triarch.model.request import Check
@@ -113,6 +112,8 @@ def _server(engine: Engine) -> Server:
 
 async def doctor(instance: Instance) -> tuple[Check, ...]:
     """Check this host without a daemon and without changing anything."""
+    from triarch.engine.doctor import run_checks
+
     architectures = Architectures(instance, lambda *_: None, _factories())
     try:
         return await run_checks(instance, {name: architectures.driver(name) for name in architectures.names()})

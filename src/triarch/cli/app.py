@@ -1,0 +1,145 @@
+"""The command line as a whole: which module has which command, and how errors look and exit."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any
+
+import click
+
+import triarch
+from triarch.cli.session import Session
+from triarch.errors import Error, Invalid
+
+PROGRAM = "triarch"
+EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
+
+# In the order of the help page: command, module of `triarch.cli`.
+COMMANDS: dict[str, str] = {
+    "launch": "machines",
+    "create": "machines",
+    "run": "attach",
+    "list": "look",
+    "info": "look",
+    "exec": "attach",
+    "console": "attach",
+    "logs": "watch",
+    "start": "machines",
+    "stop": "machines",
+    "restart": "machines",
+    "kill": "machines",
+    "delete": "machines",
+    "rename": "machines",
+    "switch": "machines",
+    "template": "template",
+    "events": "watch",
+    "wait": "watch",
+    "doctor": "host",
+    "down": "host",
+    "version": "host",
+    "completion": "host",
+}
+ALIASES = {"ls": "list", "ps": "list", "rm": "delete"}
+
+
+class LazyGroup(click.Group):
+    """Imports the module of the command in use and no other."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"triarch.cli.{COMMANDS[name]}"), f"{name}_command")
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS and args[0] not in ALIASES:
+            raise unknown_command(args[0], "", (*COMMANDS, *ALIASES))
+        return super().resolve_command(ctx, args)
+
+
+def unknown_command(word: str, group: str, known: Sequence[str]) -> Invalid:
+    """The error for a mistyped command, with the nearest one as its hint."""
+    import difflib
+
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    prefix = f"{PROGRAM} {group}".strip()
+    return UnknownCommand(
+        f"there is no command '{prefix} {word}'" + (f", did you mean '{near[0]}'?" if near else ""),
+        hint=f"{prefix} {near[0]}" if near else f"{prefix} --help",
+    )
+
+
+class UnknownCommand(Invalid):
+    """Wrong usage: exit code 2."""
+
+
+@click.group(
+    cls=LazyGroup,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="First steps: triarch template build bookworm; triarch launch bookworm web; triarch exec web -- bash",
+)
+@click.option("--root", metavar="DIR", help="Use the separate instance in DIR (or TRIARCH_ROOT).")
+@click.version_option(triarch.__version__, message="triarch %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, root: str | None) -> None:
+    """One machine, any virtualization architecture: containers and VMs from the same two files."""
+    ctx.obj = Session(root or os.environ.get("TRIARCH_ROOT"))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line and return its exit code; everything that people should read is printed."""
+    try:
+        code = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except UnknownCommand as error:
+        return _complain(error.message, error.hint, EXIT_USAGE)
+    except Error as error:
+        return _complain(error.message, error.hint, EXIT_ERROR)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return EXIT_USAGE
+    except click.ClickException as error:
+        return _complain(*_usage_message(error), error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read the output has gone; Python would complain once more when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        return _complain(f"{error.filename or 'system'}: {error.strerror or error}", None, EXIT_ERROR)
+    except Exception as error:
+        if os.environ.get("TRIARCH_DEBUG"):
+            raise
+        return _complain(f"internal error: {type(error).__name__}: {error}", "TRIARCH_DEBUG=1 shows more", EXIT_ERROR)
+
+
+def _usage_message(error: click.ClickException) -> tuple[str, str | None]:
+    message = error.format_message().rstrip(".")
+    hint = None
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        hint = f"{error.ctx.command_path} --help"
+    return message[:1].lower() + message[1:], hint
+
+
+def _complain(message: str, hint: str | None, code: int) -> int:
+    complain(message, hint)
+    return code
+
+
+def complain(message: str, hint: str | None) -> None:
+    """An error as people read it, on standard error."""
+    from triarch.cli.output import style
+
+    sys.stdout.flush()
+    print(f"{style('error:', 'red', sys.stderr)} {message}", file=sys.stderr)
+    if hint:
+        print(f"{style('hint:', 'cyan', sys.stderr)} {hint}", file=sys.stderr)

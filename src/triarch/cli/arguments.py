@@ -1,0 +1,127 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import click
+
+from triarch.errors import Invalid
+from triarch.model.resources import Resources, parse_size
+
+Decorator = Callable[[Any], Any]
+
+
+class CommandAfterDashes(click.Command):
+    """`triarch launch TEMPLATE [NAME] [OPTIONS] -- COMMAND…`: what follows `--` is kept apart in `ctx.meta[KEY]`."""
+
+    KEY: ClassVar[str] = "triarch.command"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            at = args.index("--")
+            ctx.meta[self.KEY] = tuple(args[at + 1 :])
+            args = args[:at]
+        return super().parse_args(ctx, args)
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        return [*super().collect_usage_pieces(ctx), "[-- COMMAND...]"]
+
+
+class CommandAfterName(click.Command):
+    """`triarch exec [OPTIONS] NAME COMMAND…` as podman has it, and `triarch exec NAME [OPTIONS] -- COMMAND…` as incus.
+
+    A `--` that belongs to the command itself is left to it.
+    """
+
+    allow_interspersed_args = False
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            head = args[: args.index("--")]
+            ctx.allow_interspersed_args = True
+            try:
+                _, positional, _ = self.make_parser(ctx).parse_args(list(head))
+            except click.UsageError:
+                positional = []
+            ctx.allow_interspersed_args = len(positional) == 1
+        return super().parse_args(ctx, args)
+
+
+def apply_all(command: Any, *decorators: Decorator) -> Any:
+    """Decorate with all of them; the first is the first on the help page."""
+    for decorator in reversed(decorators):
+        command = decorator(command)
+    return command
+
+
+def without_dashes(command: Sequence[str]) -> tuple[str, ...]:
+    """The command itself, when the parser left the `--` before it."""
+    return tuple(command[1:] if command and command[0] == "--" else command)
+
+
+def _complete_machines(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Names for the shell's completion; none when no daemon runs."""
+    from triarch.cli.session import Session
+
+    client = Session(ctx.find_root().params.get("root")).running_client()
+    names = [view.name for view in client.machines()] if client is not None else []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def machine_argument(*, many: bool = False) -> Decorator:
+    """NAME, or with `many` at least one of them as `names`."""
+    if many:
+        return click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=_complete_machines)
+    return click.argument("name", shell_complete=_complete_machines)
+
+
+class SizeType(click.ParamType[int]):
+    """`512M`, `2G`: bytes."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_size(value)
+        except Invalid as error:
+            self.fail(error.message, param, ctx)
+
+
+def resource_options(command: Any) -> Any:
+    """The limits of a machine; `resources_of` reads them."""
+    return apply_all(
+        command,
+        click.option("--cpus", type=float, metavar="N", help="Processors, also a fraction: 0.5."),
+        click.option("--memory", type=SizeType(), metavar="SIZE", help="Memory, such as 512M."),
+        click.option("--disk", type=SizeType(), metavar="SIZE", help="Room for what it writes (10G)."),
+        click.option("--pids", type=int, metavar="N", help="The most processes and threads."),
+        click.option("--io-weight", type=int, metavar="N", help="Share of the disk, 10 to 1000 (100)."),
+    )
+
+
+def resources_of(values: dict[str, Any]) -> Resources:
+    disk = values["disk"]
+    return Resources(
+        cpus=values["cpus"],
+        memory_bytes=values["memory"],
+        pids=values["pids"],
+        io_weight=values["io_weight"],
+        **({} if disk is None else {"disk_bytes": disk}),
+    )
+
+
+def parse_environment(items: Sequence[str]) -> dict[str, str]:
+    """`K=V` words; a bare `K` takes the caller's value. Raises `Invalid`."""
+    import os
+
+    environment = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not name or (not equals and name not in os.environ):
+            raise Invalid(f"illegal environment variable '{item}': it needs NAME=VALUE")
+        environment[name] = value if equals else os.environ[name]
+    return environment

@@ -1,0 +1,153 @@
+"""Commands that connect this terminal to a machine."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import click
+
+from triarch.cli import terminal
+from triarch.cli.arguments import (
+    CommandAfterName,
+    machine_argument,
+    parse_environment,
+    resource_options,
+    resources_of,
+    without_dashes,
+)
+from triarch.cli.session import Session
+from triarch.errors import Failed, Invalid
+from triarch.model.driver import ExecRequest, Resize
+from triarch.model.machine import CreateMachine, Exit
+from triarch.model.stream import RunRequest
+
+_terminal_option = click.option(
+    "-t/-T",
+    "--tty/--no-tty",
+    "with_terminal",
+    default=None,
+    help="Give it a terminal, or not (default: when a person sits at both ends).",
+)
+_input_options = (
+    click.option("-i", "--interactive", is_flag=True, help="Pass standard input on (always so, unless -n)."),
+    click.option("-n", "--no-input", is_flag=True, help="Give it an empty standard input."),
+)
+
+
+def _code(end: Exit | None) -> int:
+    """The guest's exit code. Raises `Failed` where nobody knows it."""
+    if end is None or end.code is None:
+        reason = f": {end.reason}" if end is not None and end.reason else ""
+        raise Failed(f"the command ended without an exit code{reason}")
+    return end.code
+
+
+@click.command("exec", cls=CommandAfterName)
+@_terminal_option
+@_input_options[0]
+@_input_options[1]
+@click.option("-u", "--user", metavar="UID[:GID]", default="0", help="Run it as this numeric user.")
+@click.option("-w", "--cwd", "directory", metavar="DIR", default="/", help="Run it in this directory.")
+@click.option("-e", "--env", "environment", metavar="K=V", multiple=True, help="Environment variable.")
+@machine_argument()
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def exec_command(
+    session: Session,
+    with_terminal: bool | None,
+    interactive: bool,
+    no_input: bool,
+    user: str,
+    directory: str,
+    environment: tuple[str, ...],
+    name: str,
+    command: tuple[str, ...],
+) -> int:
+    """Run COMMAND in a running machine and exit with its code."""
+    command = without_dashes(command)
+    if not command:
+        raise click.UsageError(f"no command for machine '{name}': triarch exec {name} -- COMMAND")
+    use_terminal = terminal.is_terminal() if with_terminal is None else with_terminal
+    uid, gid = _parse_user(user)
+    size = terminal.size()
+    request = ExecRequest(
+        command=command,
+        terminal=use_terminal,
+        columns=size.columns,
+        rows=size.lines,
+        user=uid,
+        group=gid,
+        directory=directory,
+        environment=_with_term(parse_environment(environment), use_terminal),
+    )
+    with session.client.exec(name, request) as stream:
+        return _code(terminal.Attachment(stream, terminal=use_terminal, interactive=not no_input).run())
+
+
+def _parse_user(text: str) -> tuple[int, int]:
+    uid, _, gid = text.partition(":")
+    words = (uid, gid or uid)
+    if not all(word.isascii() and word.isdigit() and int(word) < 1 << 32 for word in words):
+        raise Invalid(f"illegal user '{text}': it needs a number, or two as UID:GID")
+    return int(words[0]), int(words[1])
+
+
+def _with_term(environment: dict[str, str], use_terminal: bool) -> dict[str, str]:
+    """A program on this terminal must know which kind it is."""
+    if use_terminal and "TERM" in os.environ:
+        environment.setdefault("TERM", os.environ["TERM"])
+    return environment
+
+
+@click.command("run", cls=CommandAfterName)
+@_terminal_option
+@_input_options[0]
+@_input_options[1]
+@click.option("--as", "architecture", metavar="ARCH", help="Architecture: container, hosted, kvm, …")
+@click.option("--name", metavar="NAME", help="Its name while it lives.")
+@click.option("-e", "--env", "environment", metavar="K=V", multiple=True, help="Environment variable.")
+@click.option("--network", type=click.Choice(("nat", "user", "none")), help="What network it gets.")
+@resource_options
+@click.argument("template")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.pass_obj
+def run_command(
+    session: Session, /, with_terminal: bool | None, interactive: bool, no_input: bool, **values: Any
+) -> int:
+    """Run COMMAND in a throw-away machine, exit with its code, and leave nothing behind."""
+    use_terminal = terminal.is_terminal() if with_terminal is None else with_terminal
+    size = terminal.size()
+    machine = CreateMachine(
+        template=values["template"],
+        name=values["name"],
+        architecture=values["architecture"],
+        command=without_dashes(values["command"]),
+        environment=_with_term(parse_environment(values["environment"]), use_terminal),
+        resources=resources_of(values),
+        network=values["network"],
+        ephemeral=True,
+    )
+    request = RunRequest(
+        machine=machine, terminal=Resize(columns=size.columns, rows=size.lines) if use_terminal else None
+    )
+    with session.client.run(request) as stream:
+        return _code(terminal.Attachment(stream, terminal=use_terminal, interactive=not no_input).run())
+
+
+@click.command("console")
+@machine_argument()
+@click.pass_obj
+def console_command(session: Session, name: str) -> None:
+    """Attach to a machine's console; Ctrl-] detaches."""
+    on_terminal = terminal.is_terminal()
+    with session.client.console(name) as stream:
+        if on_terminal:
+            print(f"console of {name}, Ctrl-] detaches", file=sys.stderr)
+        attachment = terminal.Attachment(
+            stream, terminal=on_terminal, detach_key=terminal.DETACH_KEY if on_terminal else b""
+        )
+        attachment.run()
+    if on_terminal:
+        print(file=sys.stderr)
