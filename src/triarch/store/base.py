@@ -69,9 +69,15 @@ class Store(Protocol):
         ...
 
     async def txn(self, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
-        """All writes if all comparisons hold, else none and `Stale` that names the first key that differs."""
+        """All writes if all comparisons hold, else none and `Stale` that names the first key that differs.
+
+        They share one new revision, which is returned; deleting what is not there is no change and makes none.
+        """
         ...
 
     def watch(self, prefix: str) -> AsyncIterator[Change]:
-        """Changes below `prefix` after this call, in order, none lost; closing the iterator ends the watch."""
+        """Changes below `prefix` after this call, in order, none lost; closing the iterator ends the watch.
+
+        A reader that is 10,000 changes behind gets `Stale` and lists again. Closing the store ends all watches.
+        """
         ...
