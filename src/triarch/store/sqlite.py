@@ -31,8 +31,8 @@ SCHEMA_VERSION = 1
 
 _SCHEMA = f"""
 BEGIN;
-CREATE TABLE entries (key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL);
-CREATE TABLE counter (revision INTEGER NOT NULL);
+CREATE TABLE entries (key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL) STRICT;
+CREATE TABLE counter (revision INTEGER NOT NULL) STRICT;
 INSERT INTO counter VALUES (0);
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
@@ -139,6 +139,9 @@ class SqliteStore:
             yield
         except sqlite3.Error as error:
             raise _translate(error, self.path) from error
+        except UnicodeDecodeError as error:
+            # Damaged SQL text, in a key or in a message of sqlite's own that quotes the damaged schema.
+            raise Damaged(f"the store {self.path} is damaged: it holds text that is none") from error
 
     def _connect(self) -> sqlite3.Connection:
         try:
@@ -177,7 +180,7 @@ class SqliteStore:
             )
         (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if verdict != "ok":
-            raise Damaged(f"the store {self.path} is damaged: {verdict}")
+            raise Damaged(f"the store {self.path} is damaged: {' '.join(verdict.split())}")
 
     @property
     def _database(self) -> sqlite3.Connection:
@@ -245,7 +248,8 @@ def _translate(error: sqlite3.Error, path: Path) -> Error:
             return Busy(
                 f"the store {path} is in use by another daemon", hint="stop the other daemon, or use --root DIR"
             )
-        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+        # All SQL here is constant: if it is wrong (SQLITE_ERROR, or no code at all), it is so for this file.
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB | sqlite3.SQLITE_ERROR | 0:
             return Damaged(f"the store {path} is damaged: {error}")
         case sqlite3.SQLITE_FULL:
             return Exhausted(f"the disk that holds the store {path} is full", hint=f"df -h {path.parent}")
