@@ -46,13 +46,7 @@ def _start_unit() -> None:
 
 def daemon_argv(root: str | None, *options: str) -> list[str]:
     """How to run this installation's `triarchd`."""
-    return [
-        sys.executable,
-        "-c",
-        "import sys; from triarch.daemon.entry import main; sys.exit(main())",
-        *(("--root", root) if root else ()),
-        *options,
-    ]
+    return [sys.executable, "-m", "triarch.daemon", *(("--root", root) if root else ()), *options]
 
 
 def _spawn(root: str | None) -> None:

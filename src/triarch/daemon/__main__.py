@@ -1,0 +1,7 @@
+"""`python -m triarch.daemon` is `triarchd`."""
+
+import sys
+
+from triarch.daemon.entry import main
+
+sys.exit(main())
