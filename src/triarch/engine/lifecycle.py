@@ -43,46 +43,40 @@ class Lifecycle:
         self._services = services
         self._operations = operations
         self._journal = journal
-        self._ended: dict[str, Observation] = {}
 
     # -- while running
 
     def hear(self, architecture: str, observation: Observation) -> None:
-        """A driver tells of a machine. While an operation holds the machine, its end waits for `released`."""
+        """A driver tells of a machine. While an operation holds it, that waits for `released`, which looks anyway."""
         machine = self._services.machines.find_uuid(observation.uuid)
         if machine is None or machine.architecture != architecture or observation.status not in ENDED:
             return
-        self._ended[machine.uuid] = observation
-        if self._operations.holder(f"machine/{machine.name}") is None:
-            self._settle(machine)
+        self._settle(machine, observation)
 
     async def released(self, target: str) -> None:
-        """An operation let go of `target`: what was heard meanwhile may matter now."""
+        """An operation let go of `target`: it may have ended meanwhile, even before its start was recorded."""
         kind, _, name = target.partition("/")
         kept = self._services.machines.find(name) if kind == "machine" else None
         if kept is None:
             return
         machine = kept.value
-        if machine.uuid in self._ended:
+        if machine.state is State.RUNNING:
             await self._recheck(machine)
         elif machine.ephemeral and machine.started_at is not None and machine.state in (State.STOPPED, State.FAILED):
             self._operations.begin(Delete(self._services, MachineArguments(machine=machine)))
 
     async def _recheck(self, machine: Machine) -> None:
-        """The end that was heard may belong to an earlier run: the host decides."""
         try:
             observation = await self._services.driver(machine).observe(self._services.spec(machine))
         except Error:
             log.exception("cannot observe machine '%s'", machine.name)
             return
-        if observation.status not in ENDED:
-            self._ended.pop(machine.uuid, None)
-        elif self._operations.holder(f"machine/{machine.name}") is None:
-            self._settle(machine)
+        if observation.status in ENDED:
+            self._settle(machine, observation)
 
-    def _settle(self, machine: Machine) -> None:
-        observation = self._ended.pop(machine.uuid)
-        if machine.state in (State.RUNNING, State.PAUSED):
+    def _settle(self, machine: Machine, observation: Observation) -> None:
+        free = self._operations.holder(f"machine/{machine.name}") is None
+        if free and machine.state in (State.RUNNING, State.PAUSED):
             self._operations.begin(Settle(self._services, MachineArguments(machine=machine), observation))
 
     # -- at the start of the daemon

@@ -6,7 +6,7 @@ import asyncio
 import shutil
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import msgspec
 
@@ -16,7 +16,9 @@ from triarch.errors import Failed
 from triarch.model.operation import Progress
 from triarch.model.request import BuildTemplate
 from triarch.model.template import Template, template_digest
-from triarch.templates.image import TreeDraft
+
+if TYPE_CHECKING:
+    from triarch.templates.tree import TreeDraft
 
 
 class TemplateArguments(msgspec.Struct, frozen=True, kw_only=True):
