@@ -43,6 +43,7 @@ class Lifecycle:
         self._services = services
         self._operations = operations
         self._journal = journal
+        self._checks: set[asyncio.Task[None]] = set()
 
     # -- while running
 
@@ -51,7 +52,9 @@ class Lifecycle:
         machine = self._services.machines.find_uuid(observation.uuid)
         if machine is None or machine.architecture != architecture or observation.status not in ENDED:
             return
-        self._settle(machine, observation)
+        task = asyncio.create_task(self._recheck(machine, observation))
+        self._checks.add(task)
+        task.add_done_callback(self._checks.discard)
 
     async def released(self, target: str) -> None:
         """An operation let go of `target`: it may have ended meanwhile, even before its start was recorded."""
@@ -65,13 +68,16 @@ class Lifecycle:
         elif machine.ephemeral and machine.started_at is not None and machine.state in (State.STOPPED, State.FAILED):
             self._operations.begin(Delete(self._services, MachineArguments(machine=machine)))
 
-    async def _recheck(self, machine: Machine) -> None:
+    async def _recheck(self, machine: Machine, heard: Observation | None = None) -> None:
+        """What was heard may speak of an earlier run: the host decides."""
         try:
             observation = await self._services.driver(machine).observe(self._services.spec(machine))
         except Error:
             log.exception("cannot observe machine '%s'", machine.name)
             return
         if observation.status in ENDED:
+            if observation.exit is None and heard is not None:
+                observation = heard
             self._settle(machine, observation)
 
     def _settle(self, machine: Machine, observation: Observation) -> None:
