@@ -11,9 +11,12 @@ from pathlib import Path
 
 import msgspec
 
+from triarch.errors import Exhausted
 from triarch.model.machine import IdRange
 
 DEFAULT_TAG = "0"
+# Slots of 65,536 ids: a region of 8,192 for each instance, the first 16 of the host's own.
+MAX_MACHINES = 8192 - 16
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True):
@@ -56,8 +59,11 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     def id_range(self, index: int) -> IdRange:
         """Host ids of container `index`: 65,536 of them, aligned, apart from every other machine's.
 
-        The default instance takes slots 16 … 8,191, another one a region that its tag picks.
+        The default instance takes slots 16 … 8,191, another one a region that its tag picks. Raises `Exhausted`
+        beyond `MAX_MACHINES`.
         """
+        if not 1 <= index <= MAX_MACHINES:
+            raise Exhausted(f"there are no ids for machine {index} of this instance: it can have {MAX_MACHINES}")
         region = 0 if self.tag == DEFAULT_TAG else 1 + int(self.tag, 16) % 7
         return IdRange(base=(region * 8192 + 15 + index) << 16)
 

@@ -23,12 +23,12 @@ TEMPLATE_NAME_RULE = (
 def check_machine_name(name: str) -> str:
     """Return `name`, or raise `Invalid` that states the rule (RFC 1123 label that starts with a letter)."""
     if not _MACHINE.match(name):
-        raise Invalid(f"illegal machine name {name!r}: it needs {MACHINE_NAME_RULE}", name=name)
+        raise Invalid(f"illegal machine name {name[:80]!r}: it needs {MACHINE_NAME_RULE}", name=name[:80])
     return name
 
 
 def check_template_name(name: str) -> str:
     """Return `name`, or raise `Invalid` that states the rule."""
     if not _TEMPLATE.match(name) or ".." in name:
-        raise Invalid(f"illegal template name {name!r}: it needs {TEMPLATE_NAME_RULE}", name=name)
+        raise Invalid(f"illegal template name {name[:80]!r}: it needs {TEMPLATE_NAME_RULE}", name=name[:80])
     return name

@@ -9,7 +9,7 @@ import msgspec
 
 from triarch.errors import Invalid
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE | re.ASCII)
+_SIZE = re.compile(r"(\d{1,19})(?:\.(\d{1,19}))?\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE | re.ASCII)
 _FACTOR = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 Cpus = Annotated[float, msgspec.Meta(gt=0, le=4096)]
@@ -36,8 +36,12 @@ def parse_size(text: str) -> int:
     """Bytes of `512M`, `2G`, `1.5GiB`, `1048576`; units are powers of 1,024. Raises `Invalid`."""
     match = _SIZE.match(text.strip())
     if match is None:
-        raise Invalid(f"illegal size {text!r}: it needs a number with K, M, G or T, such as 512M")
-    return int(float(match[1]) * _FACTOR[match[2].upper()])
+        raise Invalid(f"illegal size {text[:80]!r}: it needs a number with K, M, G or T, such as 512M")
+    whole, fraction, factor = int(match[1]), match[2] or "0", _FACTOR[match[3].upper()]
+    size_bytes = whole * factor + int(fraction) * factor // 10 ** len(fraction)
+    if size_bytes >= 1 << 63:
+        raise Invalid(f"illegal size {text[:80]!r}: it needs to be less than 8388608T")
+    return size_bytes
 
 
 def format_size(size_bytes: int) -> str:

@@ -14,6 +14,7 @@ from triarch.errors import Invalid
 from triarch.model.names import check_template_name
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+_LEVEL = re.compile(r"[1-9][0-9]{0,5}\Z")
 
 
 class Init(StrEnum):
@@ -86,6 +87,6 @@ def parse_template_name(text: str) -> tuple[str, int | None]:
     check_template_name(name)
     if not at:
         return name, None
-    if not level.isascii() or not level.isdigit() or not 1 <= int(level) <= 1_000_000:
-        raise Invalid(f"illegal template level {level!r} in {text!r}: it needs a number from 1", name=text)
+    if not _LEVEL.match(level):
+        raise Invalid(f"illegal template level {level[:80]!r}: it needs a number from 1 to 999999", name=name)
     return name, int(level)
