@@ -15,8 +15,9 @@ from triarch.errors import Exhausted
 from triarch.model.machine import IdRange
 
 DEFAULT_TAG = "0"
-# Slots of 65,536 ids: a region of 8,192 for each instance, the first 16 of the host's own.
-MAX_MACHINES = 8192 - 16
+# Slots of 65,536 ids, 8,192 to each instance. The first 16 of all are the host's own; the very last holds the id -1,
+# which the kernel maps for nobody.
+MAX_MACHINES = 8192 - 17
 
 
 class Instance(msgspec.Struct, frozen=True, kw_only=True):

@@ -38,7 +38,7 @@ def parse_size(text: str) -> int:
     if match is None:
         raise Invalid(f"illegal size {text[:80]!r}: it needs a number with K, M, G or T, such as 512M")
     whole, fraction, factor = int(match[1]), match[2] or "0", _FACTOR[match[3].upper()]
-    size_bytes = whole * factor + int(fraction) * factor // 10 ** len(fraction)
+    size_bytes = whole * factor + int(fraction + "0" * (19 - len(fraction))) * factor // 10**19
     if size_bytes >= 1 << 63:
         raise Invalid(f"illegal size {text[:80]!r}: it needs to be less than 8388608T")
     return size_bytes
