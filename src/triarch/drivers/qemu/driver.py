@@ -1,0 +1,342 @@
+"""Machines as VMs under QEMU: `hosted` (translated code, no hardware needed) and `kvm` (the same on hardware)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, ClassVar
+
+from triarch.drivers.base import Stdio, capabilities_of
+from triarch.drivers.qemu import probe
+from triarch.drivers.qemu.cmdline import MAX_PROCESSORS, MIN_MEMORY_BYTES, Accelerator, guest_config, processors
+from triarch.drivers.qemu.console import attach_console
+from triarch.drivers.qemu.control import ControlPort, open_control
+from triarch.drivers.qemu.launch import launch
+from triarch.drivers.qemu.monitor import is_paused, monitor
+from triarch.drivers.qemu.run import Record, Run, runs
+from triarch.drivers.qemu.watch import Watch, Watches, remove_group
+from triarch.errors import (
+    Busy,
+    Denied,
+    Error,
+    Invalid,
+    MachineFailed,
+    MissingProgram,
+    TimedOut,
+    Unavailable,
+    Unsupported,
+    WrongState,
+)
+from triarch.guest.agent import Agent
+from triarch.guest.keys import AgentKeys, generate_keys
+from triarch.guest.protocol import Stop
+from triarch.host.measure import measure
+from triarch.host.spawn import reap
+from triarch.model.driver import DriverInfo, ExecRequest, Kind, MachineSpec, Observation, Resize, Usage
+from triarch.model.instance import Instance
+from triarch.model.machine import Exit, Machine
+from triarch.model.resources import format_size
+from triarch.model.state import Status
+
+_START_SECONDS = 60.0
+
+# Errors of a start that say more than that it failed.
+_TELLING = (Busy, Denied, Invalid, MachineFailed, MissingProgram, Unsupported)
+
+
+class QemuDriver:
+    """What both architectures are. All that must outlive this object is in files (`Run`) and in QEMU itself."""
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    accelerator: ClassVar[Accelerator]
+    needs_guest_pack: ClassVar[bool] = True
+
+    def __init__(self, instance: Instance) -> None:
+        self._instance = instance
+        self._watches = Watches()
+        self._agents: dict[str, Agent] = {}
+        self._attached: dict[str, ControlPort] = {}
+        self._viewed: set[str] = set()
+
+    async def probe(self) -> DriverInfo:
+        """Start QEMU for a moment; for `kvm` run real guest code too."""
+        version = await probe.try_accelerator(self.accelerator)
+        return DriverInfo(name=self.name, kind=self.kind, version=version, capabilities=capabilities_of(self))
+
+    def validate(self, machine: Machine) -> None:
+        """A kernel takes some room, and q35 has a limit of processors."""
+        resources = machine.resources
+        if resources.memory_bytes is not None and resources.memory_bytes < MIN_MEMORY_BYTES:
+            raise Invalid(
+                f"machine '{machine.name}' has {format_size(resources.memory_bytes)} of memory; "
+                f"a VM needs at least {format_size(MIN_MEMORY_BYTES)}"
+            )
+        if processors(resources) > MAX_PROCESSORS:
+            raise Invalid(
+                f"machine '{machine.name}' has {processors(resources)} processors; a VM takes at most {MAX_PROCESSORS}"
+            )
+
+    # -- start
+
+    async def create(self, spec: MachineSpec) -> None:
+        """QEMU keeps no register."""
+
+    async def start(self, spec: MachineSpec) -> None:
+        if self._live(spec) is None:
+            await self._start(spec)
+
+    async def start_attached(self, spec: MachineSpec, stdio: Stdio, terminal: Resize | None) -> Exit:
+        if self._live(spec) is not None:
+            raise WrongState(f"cannot run machine '{spec.machine.name}': it is running; run needs stopped")
+        watch = await self._start(spec, attached=True, terminal=terminal)
+        with suppress(Unavailable):
+            async with open_control(watch.run.control) as control:
+                self._attached[spec.uuid] = control
+                try:
+                    await control.carry(stdio)
+                finally:
+                    del self._attached[spec.uuid]
+        ending = await asyncio.shield(watch.ended)
+        await remove_group(spec.cgroup)
+        if ending.failed or ending.exit is None:
+            raise MachineFailed(f"machine '{spec.machine.name}' failed: {ending.detail}", machine=spec.machine.name)
+        return ending.exit
+
+    async def _start(self, spec: MachineSpec, *, attached: bool = False, terminal: Resize | None = None) -> Watch:
+        name = spec.machine.name
+        for path in (Path(spec.run_dir), Path(spec.state_dir), Path(spec.log_path).parent):
+            path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        run = Run.of(spec)
+        run.remove()
+        keys = generate_keys()
+        config = guest_config(spec, keys.host_key, keys.client_public_key, attached=attached, terminal=terminal)
+        record = self._new_record(spec, keys)
+        watch: Watch | None = None
+        try:
+            run.write_record(record)
+            process = launch(spec, run, config, self.accelerator, privileged=self._instance.privileged)
+            watch = self._watches.take(run, record)
+            if watch is None:
+                reap(process.pid)
+                raise MachineFailed(f"machine '{name}' did not start: {run.ending(record).detail}", machine=name)
+            await self._wait_running(watch)
+        except BaseException as error:
+            await self._undo(run, record, watch)
+            if isinstance(error, Error | OSError) and not isinstance(error, _TELLING):
+                raise MachineFailed(f"machine '{name}' did not start: {error}", machine=name) from error
+            raise
+        assert watch is not None
+        return watch
+
+    def _new_record(self, spec: MachineSpec, keys: AgentKeys) -> Record:
+        log_path = Path(spec.log_path)
+        return Record(
+            uuid=spec.uuid,
+            name=spec.machine.name,
+            architecture=self.name,
+            init=spec.machine.init,
+            cgroup=spec.cgroup,
+            log_path=spec.log_path,
+            log_offset_bytes=log_path.stat().st_size if log_path.exists() else 0,
+            keys=keys,
+        )
+
+    async def _wait_running(self, watch: Watch) -> None:
+        """Until QEMU answers that the guest runs, or has ended in good order already."""
+        name = watch.record.name
+        answer = asyncio.ensure_future(is_paused(watch.run.monitor, name))
+        either: tuple[asyncio.Future[Any], ...] = (answer, watch.ended)
+        try:
+            async with asyncio.timeout(_START_SECONDS):
+                await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+                with suppress(Unavailable):
+                    if answer.done():
+                        answer.result()
+                        return
+                # QEMU hung up: its end is not far.
+                ending = await asyncio.shield(watch.ended)
+        except TimeoutError as error:
+            raise MachineFailed(f"machine '{name}' did not start: QEMU does not answer", machine=name) from error
+        finally:
+            answer.cancel()
+            await asyncio.gather(answer, return_exceptions=True)
+        if ending.failed:
+            reason = watch.run.complaint() or ending.detail
+            raise MachineFailed(f"machine '{name}' did not start: {reason}", machine=name)
+
+    async def _undo(self, run: Run, record: Record, watch: Watch | None) -> None:
+        """A start that fails leaves nothing, and nobody hears of an end."""
+        if watch is not None and not watch.ended.done():
+            watch.reported = False
+            await self._watches.kill(watch)
+        run.remove()
+        await remove_group(record.cgroup)
+
+    # -- end
+
+    async def stop(self, spec: MachineSpec, timeout_seconds: float) -> None:
+        watch = self._live(spec)
+        if watch is not None:
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await self._ask_to_stop(watch)
+            except TimeoutError as error:
+                raise TimedOut(
+                    f"machine '{spec.machine.name}' did not stop within {timeout_seconds:g} s; it still runs",
+                    hint=f"triarch kill {spec.machine.name}",
+                ) from error
+        await self._put_away(spec)
+
+    async def _ask_to_stop(self, watch: Watch) -> None:
+        attached = self._attached.get(watch.record.uuid)
+        if attached is not None:
+            await attached.send(Stop())
+            await asyncio.shield(watch.ended)
+            return
+        with suppress(Unavailable):
+            async with open_control(watch.run.control) as control:
+                await control.send(Stop())
+                await asyncio.shield(watch.ended)
+        await asyncio.shield(watch.ended)
+
+    async def kill(self, spec: MachineSpec) -> None:
+        watch = self._live(spec)
+        if watch is not None:
+            watch.run.note_killed()
+            await self._watches.kill(watch)
+        await self._put_away(spec)
+
+    async def _put_away(self, spec: MachineSpec) -> None:
+        """What no longer runs holds nothing on the host but the files that say how it ended."""
+        agent = self._agents.pop(spec.uuid, None)
+        if agent is not None:
+            await agent.close()
+        if self._record(spec) is not None:
+            Run.of(spec).remove_sockets()
+            await remove_group(spec.cgroup)
+
+    async def delete(self, spec: MachineSpec) -> None:
+        if self._live(spec) is not None:
+            raise WrongState(f"cannot forget machine '{spec.machine.name}': it is running")
+        await self._put_away(spec)
+        if self._record(spec) is not None:
+            Run.of(spec).remove()
+
+    # -- look
+
+    async def observe(self, spec: MachineSpec) -> Observation:
+        record = self._record(spec)
+        run = Run.of(spec)
+        if record is None or not run.begun:
+            return Observation(uuid=spec.uuid, status=Status.ABSENT)
+        return await self._observe(run, record)
+
+    async def _observe(self, run: Run, record: Record) -> Observation:
+        watch = self._watches.take(run, record)
+        if watch is None:
+            return run.ending(record)
+        status, detail = Status.RUNNING, ""
+        try:
+            if await is_paused(run.monitor, record.name):
+                status = Status.PAUSED
+        except Error as error:
+            if self._watches.take(run, record) is None:
+                return run.ending(record)
+            detail = error.message
+        return Observation(uuid=record.uuid, status=status, pid=watch.process.pid, detail=detail)
+
+    async def events(self) -> AsyncIterator[Observation]:
+        ends = self._watches.ends = asyncio.Queue()
+        # Which of them live is settled before anything is awaited, so that no end is told twice or not at all.
+        known = [(run, record) for run, record in runs(self._instance, self.name) if run.begun]
+        live = [(run, record) for run, record in known if self._watches.take(run, record) is not None]
+        over = [run.ending(record) for run, record in known if (run, record) not in live]
+        try:
+            for observation in over:
+                yield observation
+            for run, record in live:
+                observation = await self._observe(run, record)
+                if observation.status is not Status.STOPPED:
+                    yield observation
+            while True:
+                yield await ends.get()
+        finally:
+            if self._watches.ends is ends:
+                self._watches.ends = None
+
+    async def close(self) -> None:
+        agents, self._agents = list(self._agents.values()), {}
+        for agent in agents:
+            await agent.close()
+        self._watches.close()
+
+    def _record(self, spec: MachineSpec) -> Record | None:
+        """What is known of the machine's run, if it is one of this architecture."""
+        record = Run.of(spec).record()
+        return record if record is not None and record.architecture == self.name else None
+
+    def _live(self, spec: MachineSpec) -> Watch | None:
+        record = self._record(spec)
+        return None if record is None else self._watches.take(Run.of(spec), record)
+
+    def _need_live(self, spec: MachineSpec, verb: str) -> Watch:
+        watch = self._live(spec)
+        if watch is None:
+            raise WrongState(f"cannot {verb} machine '{spec.machine.name}': it is not running")
+        return watch
+
+    # -- capabilities
+
+    async def exec(self, spec: MachineSpec, request: ExecRequest, stdio: Stdio) -> Exit:
+        watch = self._need_live(spec, "exec in")
+        agent = self._agents.get(spec.uuid)
+        if agent is None:
+            agent = self._agents[spec.uuid] = Agent(watch.run.agent, watch.record.keys)
+        return await agent.exec(request, stdio)
+
+    async def console(self, spec: MachineSpec, stdio: Stdio) -> None:
+        watch = self._need_live(spec, "attach to")
+        if spec.uuid in self._viewed:
+            raise Busy(f"someone else is attached to the console of machine '{spec.machine.name}'")
+        self._viewed.add(spec.uuid)
+        try:
+            with suppress(Unavailable):
+                await attach_console(watch.run.console, stdio)
+        finally:
+            self._viewed.discard(spec.uuid)
+
+    async def pause(self, spec: MachineSpec) -> None:
+        await self._command(spec, "pause", "stop")
+
+    async def resume(self, spec: MachineSpec) -> None:
+        await self._command(spec, "resume", "cont")
+
+    async def _command(self, spec: MachineSpec, verb: str, command: str) -> None:
+        watch = self._need_live(spec, verb)
+        async with monitor(watch.run.monitor, spec.machine.name) as client:
+            await client.execute(command)
+
+    async def usage(self, spec: MachineSpec) -> Usage:
+        """Memory is what QEMU has for itself: guest memory that was touched, not the template that VMs share."""
+        watch = self._need_live(spec, "measure")
+        used = measure(watch.process)
+        return Usage(cpu_seconds=used.cpu_seconds, memory_bytes=used.memory_bytes)
+
+
+class HostedDriver(QemuDriver):
+    """A VM in an ordinary process: QEMU translates the guest's code. Runs wherever QEMU does."""
+
+    name = "hosted"
+    kind = Kind.HOSTED
+    accelerator = Accelerator.TCG
+
+
+class KvmDriver(QemuDriver):
+    """The same VM on the processor's own virtualization."""
+
+    name = "kvm"
+    kind = Kind.BARE_METAL
+    accelerator = Accelerator.KVM

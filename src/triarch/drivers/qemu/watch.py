@@ -1,0 +1,100 @@
+"""The QEMU processes that live now: who waits for an end hears of it, and what a run leaves on the host goes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from triarch.drivers.qemu.run import Record, Run
+from triarch.errors import TimedOut, Unavailable
+from triarch.host import cgroup
+from triarch.host.pidfd import ProcessId, open_process, send_signal
+from triarch.host.spawn import reap
+from triarch.model.driver import Observation
+
+_KILL_SECONDS = 30.0
+_GROUP_TRIES, _GROUP_PAUSE_SECONDS = 100, 0.01
+
+
+@dataclass(slots=True)
+class Watch:
+    """One live QEMU; `ended` is done once it is gone and put away."""
+
+    run: Run
+    record: Record
+    process: ProcessId
+    pidfd: int
+    reported: bool = True
+    ended: asyncio.Future[Observation] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+
+class Watches:
+    """All of one driver object, by machine. Ends are put into `ends` while someone consumes events."""
+
+    def __init__(self) -> None:
+        self._watches: dict[str, Watch] = {}
+        self.ends: asyncio.Queue[Observation] | None = None
+
+    def take(self, run: Run, record: Record) -> Watch | None:
+        """The watch of the machine's live QEMU, begun at the first call; None when it does not live (any more)."""
+        watch = self._watches.get(record.uuid)
+        process = run.process()
+        if watch is not None and watch.process != process:
+            self._settle(watch)
+            watch = None
+        if watch is not None or process is None:
+            return watch
+        pidfd = open_process(process)
+        if pidfd is None:
+            return None
+        watch = self._watches[record.uuid] = Watch(run, record, process, pidfd)
+        asyncio.get_running_loop().add_reader(pidfd, self._settle, watch)
+        return watch
+
+    async def kill(self, watch: Watch) -> Observation:
+        """SIGKILL, and wait until it is gone. Raises `TimedOut` for a process that the kernel cannot end."""
+        send_signal(watch.process, signal.SIGKILL)
+        try:
+            async with asyncio.timeout(_KILL_SECONDS):
+                return await asyncio.shield(watch.ended)
+        except TimeoutError as error:
+            raise TimedOut(
+                f"QEMU of machine '{watch.record.name}' (pid {watch.process.pid}) has not ended "
+                f"{_KILL_SECONDS:.0f} s after it was killed"
+            ) from error
+
+    def close(self) -> None:
+        """Look no longer; the machines run on."""
+        for watch in self._watches.values():
+            self._drop(watch)
+        self._watches.clear()
+
+    def _settle(self, watch: Watch) -> None:
+        """QEMU is gone: put away what it used, say how it ended."""
+        if self._watches.pop(watch.record.uuid, None) is None:
+            return
+        self._drop(watch)
+        reap(watch.process.pid)
+        watch.run.remove_sockets()
+        observation = watch.run.ending(watch.record)
+        watch.ended.set_result(observation)
+        if self.ends is not None and watch.reported:
+            self.ends.put_nowait(observation)
+
+    def _drop(self, watch: Watch) -> None:
+        asyncio.get_running_loop().remove_reader(watch.pidfd)
+        os.close(watch.pidfd)
+
+
+async def remove_group(path: str) -> None:
+    """Remove the machine's control group, and the instance's when it was the last. Absent is success."""
+    with suppress(Unavailable):
+        for _ in range(_GROUP_TRIES):
+            if cgroup.remove(path):
+                break
+            await asyncio.sleep(_GROUP_PAUSE_SECONDS)
+        cgroup.remove_if_empty(str(PurePosixPath(path).parent))
