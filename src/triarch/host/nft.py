@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import struct
 
+import msgspec
+
 from triarch.host.netlink_wire import ACKNOWLEDGE, NetlinkSocket, attribute, translate
 from triarch.host.process import run
 
@@ -51,3 +53,34 @@ def table_exists(family: str, name: str) -> bool:
 def _removal(name: str) -> str:
     # Deleting what is not there would fail: it is declared first.
     return f"table inet {name}\ndelete table inet {name}\n"
+
+
+def foreign_tables_that_drop(own_prefix: str) -> tuple[str, ...]:
+    """Tables of others that drop forwarded or incoming packets unless one of their rules accepts (blocking).
+
+    An accept of ours does not overrule them. firewalld's counts too, which rejects by rules. Raises `MissingProgram`
+    or `CommandFailed`.
+    """
+    found: dict[str, None] = {}
+    for item in msgspec.json.decode(run(["nft", "-j", "list", "chains"]), type=_Listing).nftables:
+        chain = item.chain
+        if chain is None or chain.hook not in ("forward", "input") or chain.table.startswith(own_prefix):
+            continue
+        if chain.policy == "drop" or chain.table == "firewalld":
+            found[f"{chain.family} {chain.table}"] = None
+    return tuple(found)
+
+
+class _Chain(msgspec.Struct, frozen=True):
+    family: str
+    table: str
+    hook: str = ""
+    policy: str = ""
+
+
+class _Item(msgspec.Struct, frozen=True):
+    chain: _Chain | None = None
+
+
+class _Listing(msgspec.Struct, frozen=True):
+    nftables: list[_Item]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -196,13 +197,21 @@ def _chains(bridge: str, subnet: IPv4Network) -> str:
 
 def _try_bridge(netlink: Netlink, name: str) -> None:
     try:
-        netlink.add_bridge(name)
-    except Exists:
-        # An earlier probe was killed before it could delete it.
-        pass
+        # It is there already where an earlier probe was killed, or where another one is under way.
+        with suppress(Exists):
+            netlink.add_bridge(name)
     except Denied as error:
-        raise Denied("bridges need CAP_NET_ADMIN, which this process lacks", hint="run as root") from error
-    netlink.delete(_index(netlink, name))
+        raise Denied(
+            "bridges need CAP_NET_ADMIN, which this process lacks", hint="run as root with CAP_NET_ADMIN"
+        ) from error
+    _delete(netlink, netlink.index_of(name))
+
+
+def _delete(netlink: Netlink, index: int | None) -> None:
+    """Gone already is success: another process, or the end of a namespace, may be faster."""
+    if index is not None:
+        with suppress(NotFound):
+            netlink.delete(index)
 
 
 def _index(netlink: Netlink, name: str) -> int:
@@ -216,8 +225,4 @@ def _delete_links(pattern: str) -> None:
     with Netlink() as netlink:
         for link in netlink.links():
             if re.fullmatch(pattern, link.name):
-                try:
-                    netlink.delete(link.index)
-                except NotFound:
-                    # Its namespace, and with it the pair, was torn down meanwhile.
-                    continue
+                _delete(netlink, link.index)
