@@ -1,4 +1,4 @@
-"""System calls that Python's `os` lacks: mounts, namespaces, capabilities. Each raises an `OSError` naming the object."""
+"""System calls that Python lacks: mounts, namespaces, capabilities. Each raises an `OSError` that names the object."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442  # the same 
 
 _CAPABILITY_VERSION_3 = 0x20080522
 _PR_SET_PDEATHSIG = 1
+_ID_MASK = 0xFFFFFFFF  # uid_t is unsigned, a C function's result is an int
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -87,10 +88,10 @@ def attach_tree(tree_fd: int, target: str) -> None:
 
 def set_filesystem_ids(uid: int, gid: int) -> None:
     """setfsuid(2), setfsgid(2): the ids that mounts and files are made with. Raises `OSError` when refused."""
-    _libc.setfsgid(gid)
-    _libc.setfsuid(uid)
+    _libc.setfsgid(ctypes.c_uint32(gid))
+    _libc.setfsuid(ctypes.c_uint32(uid))
     # Both report the previous id whatever happens: only asking again tells.
-    if _libc.setfsuid(-1) != uid or _libc.setfsgid(-1) != gid:
+    if _libc.setfsuid(-1) & _ID_MASK != uid or _libc.setfsgid(-1) & _ID_MASK != gid:
         raise OSError(1, f"set filesystem ids to {uid}:{gid}: operation not permitted")
 
 

@@ -13,16 +13,12 @@ from contextlib import suppress
 
 import msgspec
 
-from triarch import errors
-from triarch.errors import Error, MachineFailed, TimedOut, Unavailable
+from triarch.errors import Busy, Damaged, Error, Exhausted, MachineFailed, TimedOut, Unavailable
 from triarch.host.launcher.protocol import MAX_MESSAGE_BYTES, Cancel, Launch, Launched, Place, Probe, Refused, Reply
 from triarch.host.launcher.protocol import place_in as place_in
 from triarch.host.process import program_environment
 
-_CLASSES: dict[str, type[Error]] = {
-    kind.code: kind
-    for kind in (errors.Busy, errors.NotFound, errors.Denied, errors.Damaged, errors.Exhausted, errors.Unsupported)
-}
+_CLASSES: dict[str, type[Error]] = {kind.code: kind for kind in (Busy, Damaged, Exhausted)}
 _AT_ONCE = max(4, 2 * (os.cpu_count() or 1))
 _SETTLE_SECONDS = 10.0
 _POLL_SECONDS = 0.005
@@ -49,7 +45,7 @@ class Launcher:
     async def launch(self, request: Launch) -> Launched:
         """Create the container and return when it waits to be released.
 
-        Raises what the failed step raised (`Busy` for a delta in use, `Damaged`, `Exhausted`, …), or `MachineFailed`
+        Raises what the failed step raised (`Busy` for a delta in use, `Damaged`, `Exhausted`), or `MachineFailed`
         that names the step. Nothing but the host's end of the network, control groups and files can be left over.
         """
         reply = await self._call(request)

@@ -1,0 +1,19 @@
+"""The published suite of drivers on real containers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from container_rig import ContainerHarness
+
+from triarch.testing.check_driver import CheckDriver
+
+
+class TestContainerDriver(CheckDriver):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def harness(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerHarness]:
+        harness = ContainerHarness(tmp_path_factory.mktemp("container"))
+        yield harness
+        harness.close()
