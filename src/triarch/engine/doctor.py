@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
@@ -77,6 +78,7 @@ _SYSTEM_FILES = {
     "/sys/kernel": "mount -t sysfs sysfs /sys",
     "/dev/null": "mount -t devtmpfs devtmpfs /dev",
 }
+_LEAST_VERSIONS = {"dnsmasq": "2.88"}  # the first that forgets names whose file is gone
 _OPTIONAL_PROGRAMS = frozenset({"ip", "modprobe"})
 
 T = TypeVar("T")
@@ -385,8 +387,22 @@ async def _program(name: str) -> Check:
             name=f"program {name}", status=status, detail="not installed", fix=error.hint, needed_for=needed_for
         )
     version = await facts.program_version(name, CHECK_SECONDS)
-    detail = f"{version} ({path}, package {PACKAGES[name]})" if version else f"{path} (package {PACKAGES[name]})"
+    origin = f"{path}, package {PACKAGES[name]}"
+    detail = f"{version} ({origin})" if version else origin
+    least = _LEAST_VERSIONS.get(name)
+    if version and least and _numbers(version) < _numbers(least):
+        return Check(
+            name=f"program {name}",
+            status=FAIL,
+            detail=f"{detail}: needed is {least}",
+            fix=f"install a newer {PACKAGES[name]} (Debian 12 has one)",
+            needed_for=needed_for,
+        )
     return Check(name=f"program {name}", status=PASS, detail=detail, needed_for=needed_for)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 async def _architecture(name: str, driver: Driver) -> Check:

@@ -95,6 +95,7 @@ class Lifecycle:
         for kept in self._services.machines.all():
             if self._operations.holder(f"machine/{kept.value.name}") is None:
                 await self._adopt(kept.value)
+        await self._mend_network()
         if not unfinished:
             await asyncio.to_thread(self._sweep)
 
@@ -123,6 +124,15 @@ class Lifecycle:
             self._operations.begin(Settle(self._services, MachineArguments(machine=machine), observation))
             return
         self._services.architectures.listen(machine.architecture)
+
+    async def _mend_network(self) -> None:
+        """Machines that run keep their network even if its name server or firewall rules went with the last daemon."""
+        running = [kept.value for kept in self._services.machines.all() if kept.value.state is State.RUNNING]
+        if any(machine.network == "nat" for machine in running):
+            try:
+                await self._services.network.ensure(await self._services.need_subnet())
+            except Error:
+                log.exception("cannot mend the network of running machines")
 
     def _sweep(self) -> None:
         """Layers and scratch space that no record names (blocking)."""
