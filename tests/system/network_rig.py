@@ -111,12 +111,12 @@ class Answer:
         self.count = count
 
 
-def query(server: str, name: str, kind: int = 1) -> Answer:
+def query(server: str, name: str, kind: int = 1, timeout_seconds: float = TIMEOUT_SECONDS) -> Answer:
     """One DNS question over UDP (kind 1 is A, 28 AAAA)."""
     labels = b"".join(bytes([len(label)]) + label.encode() for label in name.split("."))
     question = struct.pack(">6H", 77, 0x100, 1, 0, 0, 0) + labels + b"\0" + struct.pack(">HH", kind, 1)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        udp.settimeout(TIMEOUT_SECONDS)
+        udp.settimeout(timeout_seconds)
         udp.sendto(question, (server, 53))
         return Answer(udp.recv(4096))
 

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from triarch.engine import doctor
 from triarch.errors import Error, Unavailable
 from triarch.host import iptables, nft, sysctl
 from triarch.host.netlink import Netlink
 from triarch.host.process import find_program
 from triarch.host.syscalls import CLONE_NEWNET, unshare
 from triarch.model.instance import Instance, instance_at
+from triarch.model.request import CheckStatus
 from triarch.network.nat import FORWARDING, NatNetwork
 
 LOOPBACK = 1
@@ -140,5 +142,31 @@ def test_without_rights_the_reason_is_said(instance: Instance) -> None:
         with pytest.raises(Unavailable, match="bridges need CAP_NET_ADMIN") as caught:
             NatNetwork(instance).probe()
         assert caught.value.hint
+
+    on_a_fresh_host(scenario)
+
+
+def test_filters_of_others_that_would_drop_are_found(instance: Instance) -> None:
+    def scenario() -> None:
+        assert nft.foreign_tables_that_drop("triarch_") == ()
+        nft.replace_table("triarch_x", "chain c { type filter hook forward priority 0; policy drop; }\n")
+        assert nft.foreign_tables_that_drop("triarch_") == ()
+        nft.replace_table("mine", "chain c { type filter hook forward priority 0; policy drop; }\n")
+        nft.replace_table("kind", "chain c { type filter hook forward priority 0; policy accept; }\n")
+        nft.replace_table("firewalld", "chain c { type filter hook input priority 0; policy accept; }\n")
+        assert nft.foreign_tables_that_drop("triarch_") == ("inet mine", "inet firewalld")
+        check = doctor._firewall(instance)
+        assert check.status is CheckStatus.WARN
+        assert "inet mine, inet firewalld" in check.detail
+
+    on_a_fresh_host(scenario)
+
+
+def test_a_probe_leaves_nothing(instance: Instance) -> None:
+    def scenario() -> None:
+        NatNetwork(instance).probe()
+        with Netlink() as netlink:
+            assert not [link for link in netlink.links() if link.kind == "bridge"]
+        assert not nft.table_exists("inet", f"triarch_{instance.tag}")
 
     on_a_fresh_host(scenario)

@@ -124,6 +124,35 @@ async def test_outbound_is_translated_and_nothing_comes_in(network: NatNetwork, 
             inside.add_default_route(IPv4Interface(f"{host_ip}/24").ip)
         with listener(machine) as (_, port), pytest.raises(TimeoutError):
             outside.run(lambda: socket.create_connection((machine_ip, port), 1))
+        with pytest.raises(TimeoutError):
+            outside.run(lambda: query(str(subnet.network_address + 1), "web", timeout_seconds=1))
+
+
+async def test_a_machine_cannot_send_under_a_foreign_address(network: NatNetwork, instance: Instance) -> None:
+    subnet = network.choose_subnet()
+    await network.ensure(subnet)
+    foreign = "203.0.113.5"
+    outside_bridge = f"{instance.bridge}o"
+    with namespaces(2) as (machine, outside), outside_network(outside_bridge, outside) as (host_ip, outside_ip):
+        machine_ip = plug(network, instance, subnet, machine, 1)
+        with Netlink(machine.fd) as inside:
+            index = inside.index_of("eth0")
+            assert index is not None
+            inside.add_address(index, IPv4Interface(f"{foreign}/32"))
+
+        def send(source: str) -> None:
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+                udp.bind((source, 0))
+                udp.sendto(source.encode(), receiver_address)
+
+        with outside.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as receiver:
+            receiver.bind((outside_ip, 0))
+            receiver.settimeout(5)
+            receiver_address = receiver.getsockname()
+            machine.run(lambda: send(foreign))
+            machine.run(lambda: send(machine_ip))
+            data, (sender, _) = receiver.recvfrom(100)
+            assert (data.decode(), sender) == (machine_ip, host_ip), "the first that arrives is the honest one"
 
 
 class outside_network:  # noqa: N801 - used as a function

@@ -94,6 +94,19 @@ async def test_a_missing_program_is_named_with_its_package(instance: Instance, m
     assert check.fix == "apt-get install no-such-package"
 
 
+async def test_a_program_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        process.find_program("e2fsck")
+    except process.MissingProgram as error:
+        pytest.skip(str(error))
+    monkeypatch.setitem(doctor._LEAST_VERSIONS, "e2fsck", "1.10")
+    assert (await doctor._program("e2fsck")).status is CheckStatus.PASS, "compared as numbers"
+    monkeypatch.setitem(doctor._LEAST_VERSIONS, "e2fsck", "99")
+    check = await doctor._program("e2fsck")
+    assert check.status is CheckStatus.FAIL
+    assert "needed is 99" in check.detail
+
+
 async def test_too_little_disk_is_told(instance: Instance, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_SCARCE_BYTES", 1 << 60)
     assert doctor._disk(instance).status is CheckStatus.WARN

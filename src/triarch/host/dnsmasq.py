@@ -104,12 +104,8 @@ class Dnsmasq:
         draft.rename(self._hosts / name)
 
     def withdraw(self, name: str) -> None:
-        """Forget a name. Absent is success."""
+        """Forget a name; dnsmasq sees the file go (from release 2.88 on). Absent is success."""
         (self._hosts / name).unlink(missing_ok=True)
-        # Releases before 2.90 keep what they read from a file that is gone, until this signal.
-        process = self._process or self._recorded()
-        if process is not None:
-            send_signal(process, signal.SIGHUP)
 
     def _make_directories(self) -> None:
         self._hosts.mkdir(parents=True, exist_ok=True)

@@ -22,7 +22,12 @@ def replace_table(name: str, chains: str) -> None:
 
     Raises `MissingProgram` without nft, `CommandFailed` when the kernel refuses.
     """
-    run(["nft", "-f", "-"], input_bytes=f"{_removal(name)}table inet {name} {{\n{chains}}}\n".encode())
+    run(["nft", "-f", "-"], input_bytes=_replacement(name, chains))
+
+
+def check_table(name: str, chains: str) -> None:
+    """As `replace_table`, but the kernel only says whether it could (blocking)."""
+    run(["nft", "--check", "-f", "-"], input_bytes=_replacement(name, chains))
 
 
 def delete_table(name: str) -> None:
@@ -48,6 +53,10 @@ def table_exists(family: str, name: str) -> bool:
             return False
         raise translate(error, f"look up nftables table '{family} {name}'") from error
     return True
+
+
+def _replacement(name: str, chains: str) -> bytes:
+    return f"{_removal(name)}table inet {name} {{\n{chains}}}\n".encode()
 
 
 def _removal(name: str) -> str:

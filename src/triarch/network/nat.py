@@ -21,6 +21,7 @@ from triarch.network.addresses import PREFIX_LENGTH, bridge_mac, choose, gateway
 
 DOMAIN = "triarch"
 FORWARDING = "net.ipv4.ip_forward"
+_ANY_SUBNET = IPv4Network((0, PREFIX_LENGTH))
 
 
 class NatNetwork:
@@ -68,7 +69,7 @@ class NatNetwork:
             with Netlink() as netlink:
                 if not netlink.link_exists(self._instance.bridge):
                     _try_bridge(netlink, f"{self._instance.bridge}p")
-            nft.table_exists("inet", self._table)
+            nft.check_table(self._table, _chains(self._instance.bridge, _ANY_SUBNET))
         except Error as error:
             raise Unavailable(
                 f"this host allows no NAT network: {error.message}",
@@ -180,13 +181,23 @@ class NatNetwork:
 
 
 def _chains(bridge: str, subnet: IPv4Network) -> str:
-    """Machines reach out under the host's address; from outside, other instances included, come only answers."""
+    """Machines reach one another, and out under the host's address; they send from the subnet's addresses only.
+
+    From outside, other instances included, come only answers; nor is the bridge's own address, with its name server,
+    to be reached from there. The first rule is for hosts that pass bridged packets through here (br_netfilter).
+    """
     return f"""
     chain forward {{
         type filter hook forward priority filter; policy accept;
-        iifname "{bridge}" accept
+        iifname "{bridge}" oifname "{bridge}" accept
+        iifname "{bridge}" ip saddr {subnet} accept
+        iifname "{bridge}" drop
         oifname "{bridge}" ct state established,related accept
         oifname "{bridge}" drop
+    }}
+    chain input {{
+        type filter hook input priority filter; policy accept;
+        ip daddr {gateway(subnet).ip} iifname != {{ "{bridge}", "lo" }} drop
     }}
     chain postrouting {{
         type nat hook postrouting priority srcnat; policy accept;
