@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated
 
 from litestar import Response, delete, get, post
+from litestar.datastructures import ResponseHeader
 from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
 from litestar.response import Stream
 
 from triarch.daemon.problems import PreconditionFailed, problems
-from triarch.daemon.routes.operations import accepted
+from triarch.daemon.routes.operations import LOCATION, accepted
 from triarch.engine.engine import Engine
 from triarch.model.machine import CreateMachine, MachineView, RenameMachine, StopMachine, SwitchMachine
 from triarch.model.names import MACHINE_NAME_PATTERN, check_machine_name
@@ -22,12 +24,24 @@ IfMatch = Annotated[
     Parameter(header="If-Match", required=False, description="Refuse unless this is still the machine's ETag"),
 ]
 TAGS = ["machines"]
-CHANGE_PROBLEMS = (404, 409, 412, 422, 503)
+CHANGE_PROBLEMS = (404, 409, 412, 413, 422, 503)
 CHECKED = {204: ResponseSpec(data_container=None, description="The switch would be possible")}
 
 
+def _change(verb: str, responses: Mapping[int, ResponseSpec] | None = None) -> post:
+    """The route of a verb on one machine, which answers 202 and an operation; `responses` are what else it answers."""
+    return post(
+        f"/machines/{{name:str}}/{verb}",
+        operation_id=f"{verb}_machine",
+        tags=TAGS,
+        status_code=202,
+        responses={**problems(*CHANGE_PROBLEMS), **(responses or {})},
+        response_headers=LOCATION,
+    )
+
+
 def _check_fresh(engine: Engine, name: str, if_match: str | None) -> None:
-    """Raise 412 when the machine is not what the caller saw (RFC 9110, 13.1.1); no await follows before the change."""
+    """Raise 412 when the machine is not what the caller saw (RFC 9110, 13.1.1)."""
     view = engine.machine(check_machine_name(name))
     if if_match is None or if_match.strip() == "*":
         return
@@ -46,14 +60,26 @@ def list_machines(engine: Engine) -> tuple[MachineView, ...]:
 
 
 @post(
-    "/machines", operation_id="create_machine", tags=TAGS, status_code=202, responses=problems(404, 409, 422, 503, 507)
+    "/machines",
+    operation_id="create_machine",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(404, 409, 413, 422, 503, 507),
+    response_headers=LOCATION,
 )
 async def create_machine(engine: Engine, data: CreateMachine) -> Response[Operation]:
     """Create a machine, and start it with `start`."""
     return accepted(await engine.create(data))
 
 
-@get("/machines/{name:str}", operation_id="get_machine", tags=TAGS, responses=problems(404), sync_to_thread=False)
+@get(
+    "/machines/{name:str}",
+    operation_id="get_machine",
+    tags=TAGS,
+    responses=problems(404),
+    response_headers=[ResponseHeader(name="ETag", description="For If-Match", documentation_only=True)],
+    sync_to_thread=False,
+)
 def get_machine(engine: Engine, name: Name) -> Response[MachineView]:
     """One machine and its ETag."""
     view = engine.machine(check_machine_name(name))
@@ -66,6 +92,7 @@ def get_machine(engine: Engine, name: Name) -> Response[MachineView]:
     tags=TAGS,
     status_code=202,
     responses=problems(*CHANGE_PROBLEMS),
+    response_headers=LOCATION,
 )
 async def delete_machine(
     engine: Engine, name: Name, if_match: IfMatch = None, force: bool = False
@@ -75,39 +102,21 @@ async def delete_machine(
     return accepted(await engine.delete(name, force=force))
 
 
-@post(
-    "/machines/{name:str}/start",
-    operation_id="start_machine",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(*CHANGE_PROBLEMS),
-)
+@_change("start")
 async def start_machine(engine: Engine, name: Name, if_match: IfMatch = None) -> Response[Operation]:
     """Start a stopped or failed machine."""
     _check_fresh(engine, name, if_match)
     return accepted(await engine.start(name))
 
 
-@post(
-    "/machines/{name:str}/stop",
-    operation_id="stop_machine",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(*CHANGE_PROBLEMS),
-)
+@_change("stop")
 async def stop_machine(engine: Engine, name: Name, data: StopMachine, if_match: IfMatch = None) -> Response[Operation]:
     """Ask the machine to end, and with `force` kill it when it takes longer than the timeout."""
     _check_fresh(engine, name, if_match)
     return accepted(await engine.stop(name, data))
 
 
-@post(
-    "/machines/{name:str}/restart",
-    operation_id="restart_machine",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(*CHANGE_PROBLEMS),
-)
+@_change("restart")
 async def restart_machine(
     engine: Engine, name: Name, data: StopMachine, if_match: IfMatch = None
 ) -> Response[Operation]:
@@ -116,26 +125,14 @@ async def restart_machine(
     return accepted(await engine.restart(name, data))
 
 
-@post(
-    "/machines/{name:str}/kill",
-    operation_id="kill_machine",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(*CHANGE_PROBLEMS),
-)
+@_change("kill")
 async def kill_machine(engine: Engine, name: Name, if_match: IfMatch = None) -> Response[Operation]:
     """End the machine now, without its consent."""
     _check_fresh(engine, name, if_match)
     return accepted(await engine.kill(name))
 
 
-@post(
-    "/machines/{name:str}/rename",
-    operation_id="rename_machine",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(*CHANGE_PROBLEMS),
-)
+@_change("rename")
 async def rename_machine(
     engine: Engine, name: Name, data: RenameMachine, if_match: IfMatch = None
 ) -> Response[Operation]:
@@ -144,13 +141,7 @@ async def rename_machine(
     return accepted(await engine.rename(name, data))
 
 
-@post(
-    "/machines/{name:str}/switch",
-    operation_id="switch_machine",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(*CHANGE_PROBLEMS) | CHECKED,
-)
+@_change("switch", CHECKED)
 async def switch_machine(
     engine: Engine, name: Name, data: SwitchMachine, if_match: IfMatch = None
 ) -> Response[Operation] | Response[None]:

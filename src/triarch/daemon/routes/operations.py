@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from litestar import Response, delete, get
+from litestar.datastructures import ResponseHeader
 from litestar.params import Parameter
 
 from triarch.daemon.problems import problems
@@ -19,6 +20,9 @@ WaitSeconds = Annotated[
         query="wait_seconds", ge=0, le=MAX_WAIT_SECONDS, description="Answer when it has ended, or after this long"
     ),
 ]
+
+
+LOCATION = (ResponseHeader(name="Location", description="The operation's address", documentation_only=True),)
 
 
 def accepted(operation: Operation) -> Response[Operation]:
@@ -46,10 +50,11 @@ async def get_operation(engine: Engine, operation_id: str, wait_seconds: WaitSec
     tags=["operations"],
     status_code=202,
     responses=problems(404, 409),
+    response_headers=LOCATION,
 )
-async def cancel_operation(engine: Engine, operation_id: str) -> Operation:
+async def cancel_operation(engine: Engine, operation_id: str) -> Response[Operation]:
     """Ask it to stop and undo; it has ended when its status says so."""
-    return engine.cancel(operation_id)
+    return accepted(engine.cancel(operation_id))
 
 
 HANDLERS = (list_operations, get_operation, cancel_operation)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 
-from litestar import get, post
+from litestar import Response, get, post
 
 import triarch
 from triarch.daemon.problems import problems
+from triarch.daemon.routes.operations import LOCATION, accepted
 from triarch.engine.engine import Engine
 from triarch.model.driver import Architecture
 from triarch.model.operation import Operation
@@ -34,10 +35,17 @@ async def doctor(engine: Engine) -> tuple[Check, ...]:
     return await engine.doctor()
 
 
-@post("/down", operation_id="down", tags=["server"], status_code=202, responses=problems(409))
-async def down(engine: Engine) -> Operation:
+@post(
+    "/down",
+    operation_id="down",
+    tags=["server"],
+    status_code=202,
+    responses=problems(409),
+    response_headers=LOCATION,
+)
+async def down(engine: Engine) -> Response[Operation]:
     """Stop every machine, clear the host, end the daemon."""
-    return await engine.down()
+    return accepted(await engine.down())
 
 
 HANDLERS = (server_info, architectures, doctor, down)

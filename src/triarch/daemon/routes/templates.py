@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 from litestar import Request, Response, delete, get, post, put
-from litestar.openapi.spec import OpenAPIMediaType, Operation as OpenAPIOperation, RequestBody, Schema
+from litestar.openapi.spec import OpenAPIMediaType, RequestBody, Schema
+from litestar.openapi.spec import Operation as OpenAPIOperation
 from litestar.params import Parameter
 
 from triarch.daemon.problems import problems
-from triarch.daemon.routes.operations import accepted
+from triarch.daemon.routes.operations import LOCATION, accepted
 from triarch.engine.engine import Engine
 from triarch.errors import Exhausted, Invalid
 from triarch.model.names import TEMPLATE_NAME_PATTERN, check_template_name
@@ -34,21 +35,33 @@ def list_templates(engine: Engine) -> tuple[Template, ...]:
     return engine.templates()
 
 
-@get("/templates/{ref:str}", operation_id="get_template", tags=TAGS, responses=problems(404), sync_to_thread=False)
-def get_template(engine: Engine, ref: Ref) -> Template:
+@get("/templates/{name:str}", operation_id="get_template", tags=TAGS, responses=problems(404), sync_to_thread=False)
+def get_template(engine: Engine, name: Ref) -> Template:
     """One level of a template."""
-    return engine.template(ref)
+    return engine.template(name)
 
 
 @delete(
-    "/templates/{ref:str}", operation_id="delete_template", tags=TAGS, status_code=202, responses=problems(404, 409)
+    "/templates/{name:str}",
+    operation_id="delete_template",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(404, 409),
+    response_headers=LOCATION,
 )
-async def delete_template(engine: Engine, ref: Ref) -> Response[Operation]:
+async def delete_template(engine: Engine, name: Ref) -> Response[Operation]:
     """Delete one level, or with a bare name all levels, of a template that no machine stands on."""
-    return accepted(await engine.delete_template(ref))
+    return accepted(await engine.delete_template(name))
 
 
-@post("/templates", operation_id="build_template", tags=TAGS, status_code=202, responses=problems(409, 503, 507))
+@post(
+    "/templates",
+    operation_id="build_template",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(409, 413, 503, 507),
+    response_headers=LOCATION,
+)
 async def build_template(engine: Engine, data: BuildTemplate) -> Response[Operation]:
     """Build a Debian tree."""
     return accepted(await engine.build_template(data))
@@ -67,7 +80,8 @@ class UploadOperation(OpenAPIOperation):
     operation_id="import_template",
     tags=TAGS,
     status_code=202,
-    responses=problems(409, 413, 507),
+    responses=problems(409, 507),
+    response_headers=LOCATION,
     request_max_body_size=None,
     operation_class=UploadOperation,
 )
