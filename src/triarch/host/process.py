@@ -13,6 +13,7 @@ from triarch.errors import CommandFailed, MissingProgram
 # Debian package of every program that Triarch runs.
 PACKAGES: dict[str, str] = {
     "cc": "gcc",
+    "bzip2": "bzip2",
     "conmon": "conmon",
     "cpio": "cpio",
     "crun": "crun",
@@ -23,6 +24,7 @@ PACKAGES: dict[str, str] = {
     "e2fsck": "e2fsprogs",
     "fakeroot": "fakeroot",
     "fsck.erofs": "erofs-utils",
+    "gzip": "gzip",
     "ip": "iproute2",
     "lz4": "lz4",
     "mkfs.erofs": "erofs-utils",
