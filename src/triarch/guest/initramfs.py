@@ -19,6 +19,8 @@ PACKAGES = ("linux-image-cloud-amd64", "dropbear-bin", "openssh-sftp-server")
 # The console comes first: the host's ports show up while the others load.
 BASE_MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "virtio_pmem", "nd_pmem", "erofs", "overlay")
 NETWORK_MODULES = ("virtio_net",)
+# systemd looks for it first of all.
+SYSTEM_MODULES = ("autofs4",)
 
 _LIBRARIES = ("libc.so.6", "libcrypt.so.1", "libz.so.1", "libtomcrypt.so.1", "libtommath.so.1", "libgmp.so.10")
 _LIBRARY_FOLDERS = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
@@ -118,13 +120,14 @@ def _module_entries(tree: PackageTree, release: str) -> list[cpio.Entry]:
     def read(module: str) -> bytes | None:
         return tree.read(paths[module]) if module in paths else None
 
-    base = order_modules(BASE_MODULES, read)
-    network = {name: data for name, data in order_modules(NETWORK_MODULES, read).items() if name not in base}
-    return [
-        *(cpio.file(f"modules/{name}", data) for name, data in {**base, **network}.items()),
-        cpio.file("modules/base", "".join(f"{name}\n" for name in base).encode()),
-        cpio.file("modules/network", "".join(f"{name}\n" for name in network).encode()),
-    ]
+    entries: dict[str, cpio.Entry] = {}
+    for stage, wanted in (("base", BASE_MODULES), ("network", NETWORK_MODULES), ("system", SYSTEM_MODULES)):
+        modules = {name: data for name, data in order_modules(wanted, read).items() if f"modules/{name}" not in entries}
+        listing = cpio.file(f"modules/{stage}", "".join(f"{name}\n" for name in modules).encode())
+        entries |= {
+            entry.path: entry for entry in (listing, *(cpio.file(f"modules/{n}", d) for n, d in modules.items()))
+        }
+    return list(entries.values())
 
 
 def _agent_entries(tree: PackageTree) -> list[cpio.Entry]:

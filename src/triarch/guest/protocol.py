@@ -82,6 +82,7 @@ MASKED_UNITS = (
     "serial-getty@ttyS0.service",
     "sys-kernel-debug.mount",
     "sys-kernel-tracing.mount",
+    "systemd-journal-flush.service",
     "systemd-modules-load.service",
     "systemd-pstore.service",
     "systemd-random-seed.service",
@@ -91,6 +92,7 @@ MASKED_UNITS = (
     "systemd-udevd-control.socket",
     "systemd-udevd-kernel.socket",
     "systemd-udevd.service",
+    "systemd-update-utmp-runlevel.service",
     "systemd-update-utmp.service",
 )
 

@@ -56,7 +56,7 @@ static pid_t start_server(int *connection) {
         dup2(pair[1], 0);
         dup2(pair[1], 1);
         /* systemd's last killing spree spares what begins with '@': sessions may watch the shutdown to its end. */
-        execl("/bin/dropbear", "@dropbear", "-i", "-E", "-s", "-m", "-r", "/etc/host_key", (char *)NULL);
+        execl("/bin/dropbear", "@dropbear", "-i", "-s", "-m", "-r", "/etc/host_key", (char *)NULL);
         _exit(127);
     }
     close(pair[1]);
@@ -85,6 +85,10 @@ static void serve_client(int port) {
     close(connection);
     if (server > 0 && !kill(server, SIGTERM)) /* its end hangs up every session */
         waitpid(server, NULL, 0);
+    if (!out.end) {
+        say("the agent's SSH server does not start");
+        sleep(1);
+    }
     while (read(port, in.buffer, sizeof in.buffer) > 0)
         ;
 }

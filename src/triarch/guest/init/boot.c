@@ -299,6 +299,7 @@ static void prepare_hidden_root(bool app) {
     rmdir("/dev");
     if (symlink(app ? "/new" : "/proc/1/root", "/machine") || symlink("/machine/dev", "/dev"))
         give_up("cannot prepare the hidden root: %m");
+    chmod("/", 0755); /* dropbear trusts no keys below a folder that others may write */
     mkdir("/.ssh", 0700);
     write_file("/.ssh/authorized_keys", config("authorized", 0) ?: "", config_size("authorized"), 0600);
     write_file("/etc/host_key", config("hostkey", 0) ?: "", config_size("hostkey"), 0600);
@@ -315,8 +316,9 @@ static bool init_is_systemd(void) {
 
 static void switch_to_init(bool systemd) {
     if (systemd) { /* it pivots to /run/initramfs at its end and runs `shutdown` there */
-        mkdir("/exit", 0755);
-        mkdir("/exit/oldroot", 0755);
+        static const char *const folders[] = {"/exit", "/exit/oldroot", "/exit/proc", "/exit/sys", "/exit/dev", "/exit/run"};
+        for (size_t i = 0; i < sizeof folders / sizeof *folders; i++)
+            mkdir(folders[i], 0755);
         link("/init", "/exit/shutdown");
         mkdir("/new/run/initramfs", 0755);
         if (mount("/exit", "/new/run/initramfs", NULL, MS_BIND, NULL))
@@ -338,8 +340,10 @@ static void boot(void) {
     load_modules("/modules/base");
     if (config("address", 0))
         load_modules("/modules/network");
-    wait_for_devices(uevents);
     bool app = !strcmp(config("init", 0) ?: "", "app");
+    if (!app)
+        load_modules("/modules/system");
+    wait_for_devices(uevents);
     mount_overlay();
     bool systemd = init_is_systemd();
     /* Unmounting the overlay then puts the ext4 away. Other inits cannot unmount their root: the agent needs the path. */

@@ -1,0 +1,275 @@
+"""Commands in a running VM: SSH over a virtio-serial port to the server in the guest's hidden root.
+
+It needs no network, no package and no password in the machine. One host process owns the port (QEMU takes one client)
+and runs any number of commands over one connection. Both ends prove who they are with keys made for this machine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from triarch.errors import Failed, Invalid, TimedOut, Unavailable
+from triarch.guest.keys import AgentKeys
+from triarch.model.driver import Data, EndOfInput, ExecRequest, Input, Resize, Stream
+from triarch.model.machine import Exit
+
+if TYPE_CHECKING:
+    from asyncssh import SSHClientConnection, SSHClientProcess, SSHReader
+
+_BANNER = b"SSH-"
+# A port that carries an earlier client's session stays silent; a fresh server may be slow: wait longer each time.
+_FIRST_BANNER_SECONDS = 1.0
+_LAST_BANNER_SECONDS = 10.0
+# A port that is reopened at once still carries the old session: the guest must see the gap.
+_RETRY_SECONDS = 0.25
+_LOGIN_TIMEOUT_SECONDS = 60.0
+_CONNECT_TIMEOUT_SECONDS = 60.0
+_HANGUP_SECONDS = 2.0
+_CHUNK_BYTES = 65536
+# dropbear refuses commands of more than 9,000 bytes; longer requests are sent ahead of their command.
+_MAX_COMMAND_BYTES = 8000
+MAX_REQUEST_BYTES = 2 << 20
+
+
+class Stdio(Protocol):
+    """The far end of a command (as `triarch.drivers.base.Stdio`)."""
+
+    async def read(self) -> Input: ...
+
+    async def write(self, stream: Stream, data: bytes) -> None: ...
+
+
+class Agent:
+    """The agent of one running machine. Nothing is opened before the first use; `close` ends all of it."""
+
+    def __init__(self, socket_path: str | Path, keys: AgentKeys) -> None:
+        self._socket_path = Path(socket_path)
+        self._keys = keys
+        self._connection: SSHClientConnection | None = None
+        self._connecting = asyncio.Lock()
+        self._request_ids = itertools.count(1)
+
+    async def wait_ready(self, timeout_seconds: float) -> None:
+        """Return when commands can be run. Raises `TimedOut`; `Unavailable` when the VM is gone."""
+        await self._connect(timeout_seconds)
+
+    async def exec(self, request: ExecRequest, stdio: Stdio) -> Exit:
+        """Run a command and return how it ended; `code` is None when the machine ended first.
+
+        When the far end is gone, or this is cancelled, the command gets SIGHUP and two seconds later SIGKILL. Raises
+        `Invalid` for a request that no program can be given, `Unavailable` or `TimedOut` when there is no agent.
+        """
+        encoded = encode_request(request)
+        connection = await self._connect(_CONNECT_TIMEOUT_SECONDS)
+        try:
+            process = await self._start(connection, request, encoded)
+        except _connection_errors() as error:
+            raise Unavailable(f"the machine's agent did not run the command: {error}") from error
+        return await _converse(process, stdio)
+
+    async def close(self) -> None:
+        """Let go of the port; commands that still run are hung up."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.abort()
+            with contextlib.suppress(*_connection_errors()):
+                await connection.wait_closed()
+
+    async def _start(
+        self, connection: SSHClientConnection, request: ExecRequest, encoded: bytes
+    ) -> SSHClientProcess[bytes]:
+        if len(encoded) <= _MAX_COMMAND_BYTES:
+            command = f"x:{encoded.decode()}"
+        else:
+            number = next(self._request_ids)
+            kept = await connection.run(f"p:{number}", input=encoded, encoding=None)
+            if kept.exit_status != 0:
+                raise Unavailable(f"the machine's agent did not take a request of {len(encoded)} bytes")
+            command = f"r:{number}"
+        terminal = (request.columns, request.rows) if request.terminal else None
+        return await connection.create_process(
+            command,
+            encoding=None,
+            term_type=request.environment.get("TERM", "xterm-256color") if request.terminal else None,
+            term_size=terminal or (),
+        )
+
+    async def _connect(self, timeout_seconds: float) -> SSHClientConnection:
+        async with self._connecting:
+            if self._connection is not None and not self._connection.is_closed():
+                return self._connection
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    self._connection = await self._connect_patiently()
+            except TimeoutError as error:
+                raise TimedOut(f"the machine's agent did not answer within {timeout_seconds:g} seconds") from error
+            return self._connection
+
+    async def _connect_patiently(self) -> SSHClientConnection:
+        patience = _FIRST_BANNER_SECONDS
+        while True:
+            try:
+                async with _open_port(self._socket_path) as port:
+                    if await _sends_banner(port, patience):
+                        return await self._log_in(port.dup())
+            except (FileNotFoundError, ConnectionRefusedError) as error:
+                raise Unavailable(f"the machine's agent port {self._socket_path} is gone") from error
+            except _connection_errors():
+                pass  # a session of an earlier client that is just ending: try again
+            await asyncio.sleep(_RETRY_SECONDS)
+            patience = min(2 * patience, _LAST_BANNER_SECONDS)
+
+    async def _log_in(self, port: socket.socket) -> SSHClientConnection:
+        import asyncssh
+
+        try:
+            return await asyncssh.connect(
+                host="machine",
+                sock=port,
+                username="root",
+                client_keys=[asyncssh.import_private_key(self._keys.client_key)],
+                known_hosts=([asyncssh.import_public_key(self._keys.host_public_key)], [], []),
+                config=None,
+                agent_path=None,
+                preferred_auth=["publickey"],
+                compression_algs=["none"],
+                login_timeout=_LOGIN_TIMEOUT_SECONDS,
+                client_version="triarch",
+            )
+        except asyncssh.HostKeyNotVerifiable as error:
+            port.close()
+            raise Failed("what answers on the machine's agent port does not have the machine's key") from error
+        except asyncssh.PermissionDenied as error:
+            port.close()
+            raise Failed("the machine's agent does not accept the key that was made for it") from error
+        except BaseException:
+            port.close()
+            raise
+
+
+def encode_request(request: ExecRequest) -> bytes:
+    """What `init/session.c` executes: a row of netstrings. Raises `Invalid`."""
+    variables = [f"{name}={value}" for name, value in request.environment.items()]
+    if not request.command:
+        raise Invalid("there is no command to run")
+    if any(not name or "=" in name for name in request.environment):
+        raise Invalid("a variable needs a name without '='")
+    head = (str(request.user), str(request.group), request.directory, str(len(request.command)))
+    words = (*head, *request.command, *variables)
+    if any("\0" in word for word in words):
+        raise Invalid("the command or its environment has a NUL character; no program can be given that")
+    try:
+        encoded = [word.encode() for word in words]
+    except UnicodeEncodeError as error:
+        raise Invalid("the command or its environment is not valid text") from error
+    whole = b"".join(b"%d:%s" % (len(word), word) for word in encoded)
+    if len(whole) > MAX_REQUEST_BYTES:
+        raise Invalid(f"the command takes {len(whole)} bytes; a VM takes at most {MAX_REQUEST_BYTES}")
+    return whole
+
+
+def _connection_errors() -> tuple[type[Exception], ...]:
+    # asyncssh takes a fifth of a second to import: only where an agent is really used.
+    import asyncssh
+
+    return (OSError, asyncssh.Error)
+
+
+@contextlib.asynccontextmanager
+async def _open_port(path: Path) -> AsyncIterator[socket.socket]:
+    port = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    port.setblocking(False)
+    try:
+        await asyncio.get_running_loop().sock_connect(port, str(path))
+        yield port
+    finally:
+        port.close()
+
+
+async def _sends_banner(port: socket.socket, patience_seconds: float) -> bool:
+    """Whether a fresh server is at the other end. Not a byte is sent before: it would reach an old session."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(port, readable.set)
+    try:
+        async with asyncio.timeout(patience_seconds):
+            await readable.wait()
+    except TimeoutError:
+        return False
+    finally:
+        loop.remove_reader(port)
+    return port.recv(len(_BANNER), socket.MSG_PEEK) == _BANNER
+
+
+async def _converse(process: SSHClientProcess[bytes], stdio: Stdio) -> Exit:
+    feeding = asyncio.create_task(_feed(process, stdio))
+    showing = asyncio.gather(_show(process.stdout, Stream.STDOUT, stdio), _show(process.stderr, Stream.STDERR, stdio))
+    try:
+        # Input that fails means that the far end is gone; input that ends says nothing.
+        await asyncio.wait((feeding, showing), return_when=asyncio.FIRST_EXCEPTION)
+        if feeding.done() and not showing.done():
+            await feeding
+        await showing
+        await process.wait_closed()
+    except BaseException:
+        await asyncio.shield(_hang_up(process))
+        raise
+    finally:
+        for task in (feeding, showing):
+            task.cancel()
+        await asyncio.gather(feeding, showing, return_exceptions=True)
+    return _exit_of(process)
+
+
+async def _feed(process: SSHClientProcess[bytes], stdio: Stdio) -> None:
+    while True:
+        piece = await stdio.read()
+        with contextlib.suppress(*_connection_errors()):  # the command closed its input, or ended
+            match piece:
+                case Data(data):
+                    process.stdin.write(data)
+                    await process.stdin.drain()
+                case Resize(columns, rows):
+                    process.change_terminal_size(columns, rows)
+                case EndOfInput():
+                    process.stdin.write_eof()
+                    return
+
+
+async def _show(source: SSHReader[bytes], stream: Stream, stdio: Stdio) -> None:
+    while data := await _read(source):
+        await stdio.write(stream, data)
+
+
+async def _read(source: SSHReader[bytes]) -> bytes:
+    try:
+        return await source.read(_CHUNK_BYTES)
+    except _connection_errors():
+        return b""  # the machine ended: what it said has been shown
+
+
+async def _hang_up(process: SSHClientProcess[bytes]) -> None:
+    for name in ("HUP", "KILL"):
+        with contextlib.suppress(*_connection_errors()):
+            process.send_signal(name)
+            async with asyncio.timeout(_HANGUP_SECONDS):
+                await process.wait_closed()
+                return
+    process.close()
+
+
+def _exit_of(process: SSHClientProcess[bytes]) -> Exit:
+    if process.exit_signal is not None:
+        name = process.exit_signal[0]
+        number = getattr(signal, f"SIG{name}", None)
+        return Exit(code=None if number is None else 128 + number, reason=f"killed by signal {name}")
+    if process.exit_status is None:
+        return Exit(code=None, reason="the machine ended before the command did")
+    return Exit(code=process.exit_status)
