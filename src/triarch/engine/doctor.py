@@ -50,6 +50,7 @@ _V1_CONTROLLERS = ("cpu", "cpuset", "devices", "freezer", "memory", "pids")
 
 _PROGRAM_USERS = {
     "cc": VMS,
+    "bzip2": TEMPLATES,
     "conmon": CONTAINERS,
     "cpio": VMS,
     "crun": CONTAINERS,
@@ -60,6 +61,7 @@ _PROGRAM_USERS = {
     "e2fsck": "deltas",
     "fakeroot": TEMPLATES,
     "fsck.erofs": TEMPLATES,
+    "gzip": TEMPLATES,
     "ip": "looking at networks",
     "lz4": VMS,
     "mkfs.erofs": TEMPLATES,

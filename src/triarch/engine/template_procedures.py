@@ -18,7 +18,7 @@ from triarch.model.request import BuildTemplate
 from triarch.model.template import Template, template_digest
 
 if TYPE_CHECKING:
-    from triarch.templates.tree import TreeDraft
+    from triarch.templates.image import TreeDraft
 
 
 class TemplateArguments(msgspec.Struct, frozen=True, kw_only=True):
