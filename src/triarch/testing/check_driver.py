@@ -306,11 +306,12 @@ class CheckAdoption(DriverFixtures):
             await watcher.until(first, Status.RUNNING, rig.seconds(10))
             await watcher.until(second, Status.RUNNING, rig.seconds(10))
 
-    async def test_an_end_is_reported_once(self, rig: DriverRig) -> None:
+    @pytest.mark.parametrize("script", ["exit 42", "sleep 1; exit 42"])
+    async def test_an_end_is_reported_once(self, rig: DriverRig, script: str) -> None:
         other = await rig.idle()
         async with rig.watching() as watcher:
             await watcher.until(other, Status.RUNNING, rig.seconds(10))
-            spec = await rig.started(shell("sleep 1; exit 42"))
+            spec = await rig.started(shell(script))
             seen = await watcher.until(spec, Status.STOPPED, rig.seconds(20))
             assert seen.exit is not None and seen.exit.code == 42
             await asyncio.sleep(0.5)
@@ -577,14 +578,14 @@ class CheckPauseAndUsage(DriverFixtures):
 
 
 class CheckDriver(
-    CheckIdentity,
-    CheckLifecycle,
-    CheckEnds,
-    CheckFailures,
-    CheckAdoption,
-    CheckExec,
-    CheckTerminal,
-    CheckStreams,
     CheckPauseAndUsage,
+    CheckStreams,
+    CheckTerminal,
+    CheckExec,
+    CheckAdoption,
+    CheckFailures,
+    CheckEnds,
+    CheckLifecycle,
+    CheckIdentity,
 ):
-    """The whole suite."""
+    """The whole suite. pytest runs the tests of the last base first."""

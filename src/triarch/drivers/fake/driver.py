@@ -7,7 +7,7 @@ A machine's environment can make it misbehave: `fake.fail-start` is the reason f
 from __future__ import annotations
 
 import asyncio
-import itertools
+import random
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,7 +54,6 @@ class FakeDriver:
 
     def __init__(self, instance: Instance) -> None:
         self.host = FakeHost(instance)
-        self._pids = itertools.count(1000)
         self._alive: set[int] = set()
 
     async def probe(self) -> DriverInfo:
@@ -92,7 +91,7 @@ class FakeDriver:
         machine = FakeMachine(
             uuid=spec.uuid,
             delta_path=spec.delta_path,
-            pid=next(self._pids),
+            pid=_new_pid(),
             started_at=now,
             ends_at=None if attached or course.seconds is None else now + course.seconds,
             planned=Exit(code=course.code),
@@ -131,22 +130,30 @@ class FakeDriver:
 
     async def events(self) -> AsyncIterator[Observation]:
         offset = self.host.feed_end()
-        watched: dict[str, FakeMachine] = {}
+        latest: dict[str, FakeMachine] = {}
+        ended: dict[str, float] = {}
         for machine in self.host.machines():
+            latest[machine.uuid] = machine
+            if not machine.is_on:
+                ended[machine.uuid] = machine.started_at
             yield machine.observe()
-            if machine.is_on:
-                watched[machine.uuid] = machine
         while True:
             changed, offset = self.host.changes(offset)
-            for uuid in changed:
+            for uuid in dict.fromkeys(changed):
                 now = self.host.find_uuid(uuid)
-                if now is not None and now.is_on:
+                if now is None:
+                    latest.pop(uuid, None)
+                    ended.pop(uuid, None)
+                    continue
+                latest[uuid] = now
+                if now.is_on:
                     yield now.observe()
-                if now is not None and (now.is_on or uuid in watched):
-                    watched[uuid] = now
-            for machine in [machine for machine in watched.values() if not machine.is_on]:
-                del watched[machine.uuid]
-                yield machine.observe()
+            # A run may have begun and ended since the last look; it is known by when it began.
+            for machine in latest.values():
+                has_run = machine.pid is not None and ended.get(machine.uuid) != machine.started_at
+                if has_run and (machine.exit or machine.ends_at) is not None and not machine.is_on:
+                    ended[machine.uuid] = machine.started_at
+                    yield machine.observe()
             await asyncio.sleep(POLL_SECONDS)
 
     async def close(self) -> None:
@@ -158,7 +165,7 @@ class FakeDriver:
         self._need_running(spec, "exec")
         shell = Shell(
             environment=request.environment,
-            pid=next(self._pids),
+            pid=_new_pid(),
             user=request.user,
             group=request.group,
             directory=request.directory,
@@ -223,6 +230,11 @@ class FakeDriver:
             task.cancel()
             off.cancel()
             await asyncio.gather(task, off, return_exceptions=True)
+
+
+def _new_pid() -> int:
+    """Unlike any other's, also of machines that an earlier daemon started."""
+    return random.randrange(1 << 10, 1 << 22)
 
 
 def _check_files(spec: MachineSpec) -> None:

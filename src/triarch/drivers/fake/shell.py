@@ -65,11 +65,14 @@ class Shell:
     on_terminate: int | None = TERMINATED
 
     def run(self, command: tuple[str, ...]) -> Program:
-        """The program that `command` is; unknown ones end with 127."""
+        """The program that `command` is; unknown ones end with 127, and with 2 what this shell does not understand."""
         try:
             return (yield from self._command(list(command)))
         except _Ended as end:
             return end.code
+        except ValueError as error:
+            yield Output(Stream.STDERR, f"{command[0]}: {error}\n".encode())
+            return 2
 
     def run_init(self) -> Program:
         """A template's own init: it runs until it is asked to end."""
