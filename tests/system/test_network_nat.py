@@ -8,6 +8,7 @@ import signal
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 
@@ -44,7 +45,8 @@ async def network(instance: Instance) -> AsyncIterator[NatNetwork]:
     finally:
         await made.teardown()
         left = leftovers(instance)
-        Path(instance.run_dir).rmdir()
+        with suppress(FileNotFoundError):
+            Path(instance.run_dir).rmdir()
         assert left == []
 
 

@@ -11,7 +11,7 @@ import signal
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from triarch.errors import Failed
+from triarch.errors import Failed, Unavailable
 from triarch.host.pidfd import ProcessId, find_by_argument, is_alive, process_id, send_signal, wait_for_end
 from triarch.host.process import find_program, run
 
@@ -32,7 +32,8 @@ class Dnsmasq:
     def argv(self, address: IPv4Address) -> tuple[str, ...]:
         """It answers for the domain from our records alone, asks the host's resolvers for the rest, and drops root.
 
-        Queries for the domain, for bare names and for private addresses are never sent on (dnsmasq(8)).
+        Queries for the domain, for bare names and for private addresses are never sent on (dnsmasq(8)). Raises
+        `Unavailable` where it has nobody to become.
         """
         user, group = _identity()
         return (
@@ -131,11 +132,20 @@ def _command_line(process: ProcessId) -> list[str]:
 
 
 def _identity() -> tuple[str, str]:
-    """The user and group it runs as: Debian's package makes a user for it."""
+    """The user and group it runs as: Debian's package makes a user for it. Raises `Unavailable` without one."""
     for name in _USERS:
         try:
             entry = pwd.getpwnam(name)
-            return name, grp.getgrgid(entry.pw_gid).gr_name
+            group = grp.getgrgid(entry.pw_gid).gr_name
         except KeyError:
             continue
-    raise Failed(f"dnsmasq cannot give up root: this host has none of the users {', '.join(_USERS)}")
+        if _is_mapped(entry.pw_uid):
+            return name, group
+    raise Unavailable(f"dnsmasq cannot give up root: this host has none of the users {' and '.join(_USERS)}")
+
+
+def _is_mapped(uid: int) -> bool:
+    """Whether the user exists in our user namespace: in that of a lone user there is nobody but root."""
+    lines = Path("/proc/self/uid_map").read_text().splitlines()
+    ranges = (tuple(map(int, line.split())) for line in lines)
+    return any(first <= uid < first + count for first, _, count in ranges)

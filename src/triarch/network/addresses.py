@@ -9,8 +9,7 @@ from itertools import chain
 
 from triarch.errors import Exhausted, Invalid
 from triarch.model.instance import DEFAULT_TAG
-from triarch.model.machine import Machine
-from triarch.model.network import Nic, UserLink
+from triarch.model.network import Nic
 
 PREFIX_LENGTH = 18  # 16,382 hosts: twice the machines that an instance takes
 _DEFAULT_SUBNET = IPv4Network("10.77.0.0/18")
@@ -70,13 +69,6 @@ def machine_nic(tag: str, subnet: IPv4Network, index: int) -> Nic:
 def bridge_mac(tag: str) -> str:
     """Index 0: no machine has it."""
     return _mac(tag, 0)
-
-
-def user_link(machine: Machine) -> UserLink:
-    """The link of a machine on QEMU's user-mode network. Raises `Invalid` when the machine has no network card."""
-    if machine.nic is None:
-        raise Invalid(f"machine '{machine.name}' has no network card: its network is '{machine.network}'")
-    return UserLink(nic=machine.nic, forwards=machine.forwards)
 
 
 def _mac(tag: str, index: int) -> str:

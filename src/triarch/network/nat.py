@@ -69,6 +69,7 @@ class NatNetwork:
             with Netlink() as netlink:
                 if not netlink.link_exists(self._instance.bridge):
                     _try_bridge(netlink, f"{self._instance.bridge}p")
+            self._dns.argv(gateway(_ANY_SUBNET).ip)
             nft.check_table(self._table, _chains(self._instance.bridge, _ANY_SUBNET))
         except Error as error:
             raise Unavailable(
