@@ -105,6 +105,11 @@ class TestFakeDriver(CheckDriver):
             assert (await watcher.until(spec, Status.STOPPED, 5)).failed
         assert (await rig.driver.observe(spec)).failed
 
+    @pytest.mark.parametrize("script", ["echo 'never closed", "while :; do sleep 1", "exit soon", "sleep a-while"])
+    async def test_what_its_shell_does_not_understand_ends_with_2(self, rig: DriverRig, script: str) -> None:
+        spec = await rig.started(shell(script))
+        assert (await rig.exit_of(spec)).code == 2
+
     async def test_a_thousand_are_cheap(self, rig: DriverRig) -> None:
         began = time.monotonic()
         for _ in range(1000):
