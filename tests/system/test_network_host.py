@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import struct
 import subprocess
+import threading
 import traceback
 from collections.abc import Callable
 from ipaddress import IPv4Interface
 from pathlib import Path
 
 import pytest
+from network_rig import query
 
 from triarch.engine import doctor
 from triarch.errors import Error, Unavailable
 from triarch.host import iptables, nft, sysctl
 from triarch.host.netlink import Netlink
 from triarch.host.process import find_program
-from triarch.host.syscalls import CLONE_NEWNET, unshare
+from triarch.host.syscalls import CLONE_NEWNET, CLONE_NEWNS, MS_BIND, MS_REC, MS_SLAVE, mount, unshare
 from triarch.model.instance import Instance, instance_at
 from triarch.model.request import CheckStatus
 from triarch.network.nat import FORWARDING, NatNetwork
 
 LOOPBACK = 1
+NXDOMAIN = 3
+A, PTR = 1, 12
 
 
 @pytest.fixture
@@ -168,5 +174,50 @@ def test_a_probe_leaves_nothing(instance: Instance) -> None:
         with Netlink() as netlink:
             assert not [link for link in netlink.links() if link.kind == "bridge"]
         assert not nft.table_exists("inet", f"triarch_{instance.tag}")
+
+    on_a_fresh_host(scenario)
+
+
+class Upstream:
+    """The host's own resolver, as far as this test needs one: every name is at 192.0.2.77."""
+
+    def __init__(self, address: str) -> None:
+        self.asked: list[str] = []
+        self._udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._udp.bind((address, 53))
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        while True:
+            question, sender = self._udp.recvfrom(4096)
+            labels, offset = [], 12
+            while length := question[offset]:
+                labels.append(question[offset + 1 : offset + 1 + length].decode())
+                offset += 1 + length
+            self.asked.append(".".join(labels))
+            record = b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 60, 4) + bytes((192, 0, 2, 77))
+            header = question[:2] + struct.pack(">5H", 0x8180, 1, 1, 0, 0)
+            self._udp.sendto(header + question[12 : offset + 5] + record, sender)
+
+
+def test_other_names_are_asked_of_the_hosts_resolver_and_ours_are_not(instance: Instance, tmp_path: Path) -> None:
+    def check(network: NatNetwork) -> None:
+        router = str(network.choose_subnet().network_address + 1)
+        assert query(router, "example.org").addresses == ["192.0.2.77"]
+        for name, kind in (("nobody", A), ("nobody.triarch", A), ("9.9.0.10.in-addr.arpa", PTR)):
+            assert query(router, name, kind).code == NXDOMAIN
+        assert upstream[0].asked == ["example.org"]
+
+    upstream: list[Upstream] = []
+
+    def scenario() -> None:
+        unshare(CLONE_NEWNS)
+        mount(None, "/", None, MS_REC | MS_SLAVE)
+        resolvers = tmp_path / "resolv.conf"
+        resolvers.write_text("nameserver 127.0.0.54\n")
+        tmp_path.chmod(0o755)
+        mount(str(resolvers), str(Path("/etc/resolv.conf").resolve()), None, MS_BIND)
+        upstream.append(Upstream("127.0.0.54"))
+        with_network(instance, check)()
 
     on_a_fresh_host(scenario)
