@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from triarch.drivers.qemu.cmdline import Accelerator, Wiring, guest_config, qemu_argv
+from triarch.guest.protocol import kernel_command_line
 from triarch.model.driver import GuestPack, LayerFile, MachineSpec
 from triarch.model.machine import IdRange, Machine
 from triarch.model.network import BridgeLink, Forward, Link, Nic, NoLink, UserLink
@@ -87,7 +88,10 @@ CASES = {
 def test_command_line(name: str) -> None:
     spec, accelerator = CASES[name]
     config = guest_config(spec, b"secret-host-key", "ssh-ed25519 client")
-    argv = qemu_argv(spec, config, wiring_of(spec), accelerator)
+    argv = list(qemu_argv(spec, config, wiring_of(spec), accelerator))
+    append = argv.index("-append") + 1
+    assert argv[append] == kernel_command_line(config)
+    argv[append] = "KERNEL-ARGUMENTS"
     golden = GOLDEN / f"qemu-{name}.txt"
     # One option with its value per line.
     text = "".join(
