@@ -131,6 +131,7 @@ class ContainerDriver:
         if files.run_dir.is_dir():
             remove_files(files)
             files.record.unlink(missing_ok=True)
+            files.run_dir.rmdir()
         RunLog(spec.state_dir, spec.log_path).finish()
         self._remove_common_group(spec)
 

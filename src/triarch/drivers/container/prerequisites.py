@@ -77,4 +77,3 @@ async def _try_to_assemble(instance: Instance, launcher: Launcher) -> None:
             raise
         except Error as error:
             raise DriverUnavailable(f"this host cannot assemble a container: {error.message}") from error
-
