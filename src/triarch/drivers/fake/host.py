@@ -124,24 +124,25 @@ class FakeHost:
     # ---- one machine per delta
 
     def hold(self, spec: MachineSpec) -> None:
-        """Take the delta. Raises `Busy` while another machine that is on has it."""
-        path = self._lock_path(spec)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        holder = _load(Path(path.read_text())) if path.exists() else None
+        """Take the delta: a link to the file of the machine that has it. Raises `Busy` while another's run lasts."""
+        link = self._link_path(spec)
+        holder = _load(link)
         if holder is not None and holder.is_on and holder.uuid != spec.uuid:
             raise Busy(f"cannot start machine '{spec.machine.name}': its delta is in use by machine {holder.uuid}")
-        _write(path, str(Path(spec.run_dir) / _FILE).encode())
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(Path(spec.run_dir) / _FILE)
 
     def release(self, spec: MachineSpec) -> None:
-        path = self._lock_path(spec)
-        if path.exists() and path.read_text() == str(Path(spec.run_dir) / _FILE):
-            path.unlink()
+        link = self._link_path(spec)
+        if link.is_symlink() and link.readlink() == Path(spec.run_dir) / _FILE:
+            link.unlink()
 
     def held_deltas(self) -> tuple[str, ...]:
-        """The run files of the machines that hold a delta."""
-        return tuple(path.read_text() for path in self._deltas.glob("*"))
+        """The files of the machines that hold a delta."""
+        return tuple(str(link.readlink()) for link in self._deltas.glob("*"))
 
-    def _lock_path(self, spec: MachineSpec) -> Path:
+    def _link_path(self, spec: MachineSpec) -> Path:
         return self._deltas / hashlib.sha256(os.fsencode(spec.delta_path)).hexdigest()[:32]
 
     # ---- changes, whoever makes them
