@@ -66,7 +66,7 @@ class PackageTree:
         rest = path.split("/")
         for _ in range(_MAX_LINKS):
             while rest:
-                done = posixpath.normpath(posixpath.join(done, rest.pop(0)))
+                done = posixpath.normpath(posixpath.join("/", done, rest.pop(0))).lstrip("/")
                 member = self._members.get(done)
                 if member is not None and (member.issym() or member.islnk()):
                     break

@@ -46,6 +46,7 @@ FW_CFG_KEY = "opt/triarch/config"
 DELTA_SERIAL = "delta"
 MAX_LAYERS = 32
 MAX_CONFIG_BYTES = 64 << 10
+MAX_RECORDS = 4096
 MAX_FRAME_BYTES = 64 << 10
 STDIN_WINDOW_BYTES = 64 << 10
 _MAX_TEXT = 500
@@ -170,10 +171,10 @@ def encode_config(config: GuestConfig) -> bytes:
         records.append(("columns", b"%d" % config.terminal.columns))
         records.append(("rows", b"%d" % config.terminal.rows))
     encoded = b"".join(b"%s %d:%s\n" % (key.encode(), len(value), value) for key, value in records)
-    if len(encoded) > MAX_CONFIG_BYTES:
+    if len(encoded) > MAX_CONFIG_BYTES or len(records) > MAX_RECORDS:
         raise Invalid(
-            f"the command and environment of machine '{config.hostname}' take {len(encoded)} bytes; "
-            f"a VM takes at most {MAX_CONFIG_BYTES}"
+            f"the command and environment of machine '{config.hostname}' take {len(encoded)} bytes "
+            f"in {len(records)} parts; a VM takes at most {MAX_CONFIG_BYTES} bytes in {MAX_RECORDS} parts"
         )
     return encoded
 
@@ -278,7 +279,7 @@ def encode_message(message: HostMessage) -> bytes:
         case EndOfInput():
             return _frame(FrameType.END_OF_INPUT, b"")
         case Resize(columns, rows):
-            return _frame(FrameType.RESIZE, _SIZE.pack(min(columns, 0xFFFF), min(rows, 0xFFFF)))
+            return _frame(FrameType.RESIZE, _SIZE.pack(*(min(max(size, 0), 0xFFFF) for size in (columns, rows))))
         case Stop():
             return _frame(FrameType.STOP, b"")
 

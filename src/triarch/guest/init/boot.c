@@ -23,7 +23,6 @@
 #include <unistd.h>
 
 #define DEVICE_TIMEOUT_MS 10000
-#define MAX_RECORDS 4096
 
 static struct record {
     const char *key;
