@@ -532,7 +532,8 @@ class CheckStreams(DriverFixtures):
         driver, spec = rig.can_attach, await rig.machine(IDLE)
         missing = LayerFile(digest="f" * 64, path=f"{spec.state_dir}/no-such-layer.erofs", size_bytes=2 << 20)
         with pytest.raises(MachineFailed):
-            await driver.start_attached(msgspec.structs.replace(spec, layers=(missing,)), FarEnd(), None)
+            async with asyncio.timeout(rig.seconds(30)):
+                await driver.start_attached(msgspec.structs.replace(spec, layers=(missing,)), FarEnd(), None)
         assert await rig.status(spec) in (Status.ABSENT, Status.STOPPED)
 
 
