@@ -30,6 +30,7 @@ NIC = Nic(mac="02:00:0a:4d:00:09", address="10.77.0.9/16")
 BRIDGE = BridgeLink(
     bridge="tri0", host_interface="tri0m3", nic=NIC, gateway="10.77.0.1", nameserver="10.77.0.1", domain="triarch"
 )
+UNLIMITED = Resources()
 LIMITED = Resources(cpus=1.5, memory_bytes=256 << 20, pids=200, io_weight=50)
 PROFILE = Profile(
     default_action="SCMP_ACT_ERRNO",
@@ -56,7 +57,7 @@ PATHS = Paths(
 )
 
 
-def spec(init: Init, *, link: Link = BRIDGE, resources: Resources = Resources()) -> MachineSpec:
+def spec(init: Init, *, link: Link = BRIDGE, resources: Resources = UNLIMITED) -> MachineSpec:
     at = datetime(2026, 1, 2, tzinfo=UTC)
     return MachineSpec(
         machine=Machine(
@@ -108,7 +109,7 @@ def test_config(init: Init, how: str) -> None:
     if how == "terminal" and init is Init.SYSTEM:
         pytest.skip("a machine with an init of its own always has a terminal")
     made = make_config(
-        spec(init, link=NoLink() if how == "plain" else BRIDGE, resources=LIMITED if how == "limited" else Resources()),
+        spec(init, link=NoLink() if how == "plain" else BRIDGE, resources=LIMITED if how == "limited" else UNLIMITED),
         PATHS,
         resolve(PROFILE, capabilities(init), machine="x86_64", kernel="6.1.0"),
         "QUJD" if how == "compiled" else None,

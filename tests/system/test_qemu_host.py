@@ -77,8 +77,12 @@ async def test_it_has_only_the_descriptors_it_was_given(spawner: Spawner, tmp_pa
     has = {link.name: str(link.readlink()) for link in Path(f"/proc/{process.pid}/fd").iterdir()}
     errors = str(tmp_path / "errors")
     assert has == {
-        **{"0": "/dev/null", "1": errors, "2": errors},
-        **{"3": str(tmp_path / "c"), "4": str(tmp_path / "b"), "5": str(tmp_path / "a")},
+        "0": "/dev/null",
+        "1": errors,
+        "2": errors,
+        "3": str(tmp_path / "c"),
+        "4": str(tmp_path / "b"),
+        "5": str(tmp_path / "a"),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from triarch.drivers.qemu.cmdline import SHUTDOWN_TRACE
+from triarch.drivers.qemu.cmdline import REASON_TRACE, STATE_TRACE
 from triarch.drivers.qemu.run import Record, Run, runs
 from triarch.errors import Damaged
 from triarch.guest.keys import AgentKeys
@@ -56,8 +56,15 @@ class Scene:
         return self.run.ending(self.record)
 
 
+PAUSED = f"{STATE_TRACE} current_run_state 9 (running) new_state 4 (paused)\n"
+
+
 def powered_off(reason: int = 6) -> str:
-    return f"{SHUTDOWN_TRACE} reason={reason}\n"
+    return f"{REASON_TRACE} reason={reason}\n{SHUT_DOWN}"
+
+
+# A restart is an end without a reason, because of -no-reboot.
+SHUT_DOWN = f"{STATE_TRACE} current_run_state 9 (running) new_state 11 (shutdown)\n"
 
 
 def test_the_guest_told_its_exit(tmp_path: Path) -> None:
@@ -82,7 +89,7 @@ def test_killed_by_us_is_no_failure(tmp_path: Path) -> None:
 
 
 def test_killed_by_another_is_a_failure_with_qemus_last_word(tmp_path: Path) -> None:
-    ending = Scene(tmp_path).say(report=frame(FrameType.READY), qemu="qemu-system-x86_64: out of luck\n")
+    ending = Scene(tmp_path).say(report=frame(FrameType.READY), qemu=f"qemu-system-x86_64: out of luck\n{PAUSED}")
     assert ending.failed and "out of luck" in ending.detail
 
 
@@ -93,7 +100,7 @@ def test_a_system_machine_powers_off(tmp_path: Path) -> None:
 
 
 def test_a_system_machine_restarts(tmp_path: Path) -> None:
-    ending = Scene(tmp_path, Init.SYSTEM).say(qemu=powered_off(7))
+    ending = Scene(tmp_path, Init.SYSTEM).say(qemu=SHUT_DOWN)
     assert ending.exit is not None and not ending.failed and "restart" in ending.exit.reason
 
 
@@ -101,7 +108,7 @@ def test_a_panic_is_a_failure_with_the_last_line(tmp_path: Path) -> None:
     console = (
         b"[    1.0] Kernel panic - not syncing: \x1b[31mVFS\x1b[0m\r\n[    1.1] ---[ end Kernel panic ]---\r\n\r\n"
     )
-    ending = Scene(tmp_path, Init.SYSTEM).say(qemu=powered_off(7), console=console)
+    ending = Scene(tmp_path, Init.SYSTEM).say(qemu=SHUT_DOWN, console=console)
     assert ending.failed and ending.detail == "the guest panicked: [    1.1] ---[ end Kernel panic ]---"
 
 

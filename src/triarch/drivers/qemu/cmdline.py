@@ -32,8 +32,10 @@ DEFAULT_MEMORY_BYTES = 512 << 20
 MIN_MEMORY_BYTES = 128 << 20
 MAX_PROCESSORS = 255  # of q35 without an interrupt-remapping IOMMU
 
-# One line on standard error when the VM powers off, resets or quits: the trace of an orderly end that QEMU leaves.
-SHUTDOWN_TRACE = "qemu_system_shutdown_request"
+# Lines on standard error by which QEMU's end can be told from its death: why it shuts down (a restart gives no
+# reason), and that it did.
+REASON_TRACE = "qemu_system_shutdown_request"
+STATE_TRACE = "runstate_set"
 
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _MIB = 1 << 20
@@ -124,7 +126,7 @@ def qemu_argv(spec: MachineSpec, config: GuestConfig, wiring: Wiring, accelerato
         *("-smp", str(processors(spec.machine.resources))),
         *_memory(spec),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-        *("-sandbox", _SANDBOX, "-trace", SHUTDOWN_TRACE),
+        *("-sandbox", _SANDBOX, "-trace", REASON_TRACE, "-trace", STATE_TRACE),
         *("-kernel", _path(wiring.kernel), "-initrd", _path(wiring.initrd)),
         *("-append", kernel_command_line(config)),
         *("-fw_cfg", f"name={FW_CFG_KEY},file={_path(wiring.config)}"),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from triarch.drivers.qemu.cmdline import SHUTDOWN_TRACE
+from triarch.drivers.qemu.cmdline import REASON_TRACE, STATE_TRACE
 from triarch.errors import Damaged
 from triarch.guest.keys import AgentKeys
 from triarch.guest.protocol import Ended, GuestDecoder, GuestProblem
@@ -31,7 +31,8 @@ _RECORD = "run.json"
 _KILLED = "killed"
 _TAIL_BYTES = 8192
 _REPORT_BYTES = 1 << 20
-_REASON = re.compile(rf"{SHUTDOWN_TRACE} reason=(\d+)")
+_REASON = re.compile(rf"{REASON_TRACE} reason=(\d+)")
+_SHUT_DOWN = re.compile(rf"{STATE_TRACE} .*\(shutdown\)")
 _STRANGE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[^\x20-\x7e]")
 _PANIC = "Kernel panic"
 
@@ -132,8 +133,8 @@ class Run:
 
     def complaint(self) -> str:
         """The last thing that QEMU said on standard error, but for its trace lines."""
-        lines = [line for line in _tail(self.qemu_log).splitlines() if SHUTDOWN_TRACE not in line and line.strip()]
-        return lines[-1].strip() if lines else ""
+        lines = (line.strip() for line in reversed(_tail(self.qemu_log).splitlines()))
+        return next((line for line in lines if line and REASON_TRACE not in line and STATE_TRACE not in line), "")
 
     def ending(self, record: Record) -> Observation:
         """How a run that is over ended, from what QEMU and the guest left in files."""
@@ -167,8 +168,12 @@ class Run:
         return None
 
     def _shutdown_reason(self) -> int | None:
-        reasons = _REASON.findall(_tail(self.qemu_log))
-        return int(reasons[-1]) if reasons else None
+        """The cause of an orderly end; None when QEMU had no time for one."""
+        said = _tail(self.qemu_log)
+        reasons = _REASON.findall(said)
+        if reasons:
+            return int(reasons[-1])
+        return _GUEST_RESET if _SHUT_DOWN.search(said) else None
 
 
 def runs(instance: Instance, architecture: str) -> list[tuple[Run, Record]]:
