@@ -49,12 +49,15 @@ def open_archive(path: Path) -> Iterator[Archive]:
     not regular or its compressed data is damaged (then this error replaces what the reader made of the bytes).
     """
     try:
-        file = path.open("rb", buffering=0)
+        # O_NONBLOCK: opening a fifo must not wait for a writer.
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb", buffering=0)
+    except IsADirectoryError as error:
+        raise _not_regular(path) from error
     except OSError as error:
         raise NotFound(f"cannot open archive {path}: {(error.strerror or '').lower()}", path=str(path)) from error
     with file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise Invalid(f"archive {path} is not a regular file", path=str(path))
+            raise _not_regular(path)
         head = file.read(8)
         file.seek(0)
         argv = next((argv for magic, argv in _FORMATS if head.startswith(magic)), None)
@@ -63,6 +66,10 @@ def open_archive(path: Path) -> Iterator[Archive]:
         else:
             with _unpacker(argv, file) as unpacked:
                 yield Archive(file, unpacked)
+
+
+def _not_regular(path: Path) -> Invalid:
+    return Invalid(f"archive {path} is not a regular file", path=str(path))
 
 
 @contextlib.contextmanager

@@ -15,8 +15,8 @@ import msgspec
 
 from triarch.errors import Cancelled, Exhausted, Invalid
 from triarch.host.archive import Archive, open_archive
+from triarch.host.erofs import check_image
 from triarch.host.files import free_space_bytes, full_disk_is_exhausted
-from triarch.host.process import run_async
 from triarch.model.operation import Progress
 from triarch.model.resources import format_size
 from triarch.model.template import Init
@@ -127,7 +127,7 @@ async def make_image(
                 report=lambda fraction: _post(loop, report, fraction),
                 stop=stop,
             )
-            with image.open("xb+") as file:
+            with image.open("wb+") as file:
                 writer = ErofsWriter(file)
                 tree = load_tree(TarReader(metered), writer, limits)
                 if edit is not None:
@@ -139,7 +139,7 @@ async def make_image(
 
     try:
         facts = await _in_thread(work, stop)
-        await run_async(["fsck.erofs", str(image)])
+        await check_image(image)
     except BaseException:
         image.unlink(missing_ok=True)
         raise
