@@ -17,6 +17,7 @@ from triarch.host.ext4 import make_delta_image
 from triarch.host.process import run
 from triarch.model.driver import LayerFile, MachineSpec
 from triarch.model.instance import Instance, instance_at
+from triarch.model.network import Link, NoLink
 from triarch.model.resources import Resources
 from triarch.model.template import Init
 from triarch.testing.driver_rig import DriverHarness, machine_spec
@@ -26,11 +27,11 @@ BUSYBOX = Path("/bin/busybox")
 DELTA_BYTES = 64 << 20
 _LAYER_ALIGNMENT = 2 << 20
 # What the tests call; busybox knows more.
-_APPLETS = (
-    "cat chmod chown chroot cp dd echo env false free grep head hostname id ip kill ln ls mkdir mknod mount mv nc nproc"
-    " ping ps pwd readlink reboot rm sed seq setsid sh sleep stat stty sync tail test touch tr true umount uname unshare"
-    " wc wget yes"
-).split()
+_APPLETS = """
+cat chmod chown chroot cp dd echo env false free grep head hostname id ip kill ln ls mkdir mkfifo mknod mount mv nc nproc
+ping ps pwd readlink reboot rm sed seq setsid sh sleep stat stty sync tail test touch tr true umount uname unshare wc
+wget yes
+"""
 # An init in a few lines: says it is up, obeys SIGRTMIN+3 (37) as systemd does, reaps.
 _INIT = """#!/bin/sh
 trap 'exit 0' 37
@@ -54,7 +55,7 @@ def busybox_tree(tree: Path) -> None:
     (tree / "tmp").chmod(0o1777)
     shutil.copy(BUSYBOX, tree / "bin/busybox")
     (tree / "bin/busybox").chmod(0o755)
-    for applet in _APPLETS:
+    for applet in _APPLETS.split():
         (tree / "bin" / applet).symlink_to("busybox")
     (tree / "sbin/init").write_text(_INIT)
     (tree / "sbin/init").chmod(0o755)
@@ -106,7 +107,8 @@ class ContainerHarness(DriverHarness):
         *,
         init: Init = Init.APP,
         environment: Mapping[str, str] | None = None,
-        resources: Resources = Resources(),
+        resources: Resources | None = None,
+        link: Link | None = None,
         layers: Sequence[LayerFile] | None = None,
     ) -> MachineSpec:
         """A machine with a fresh delta."""
@@ -123,7 +125,8 @@ class ContainerHarness(DriverHarness):
             command=command,
             environment=environment,
         )
-        return msgspec.structs.replace(spec, machine=msgspec.structs.replace(spec.machine, resources=resources))
+        machine = msgspec.structs.replace(spec.machine, resources=resources or Resources())
+        return msgspec.structs.replace(spec, machine=machine, link=link or NoLink())
 
     async def abandon(self, driver: object) -> None:
         """What a SIGKILL of the daemon ends: the launcher, and all that the object watched."""

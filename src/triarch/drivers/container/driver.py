@@ -299,6 +299,8 @@ class ContainerDriver:
         """Write the runtime's configuration; return what to ask of the launcher."""
         if spec.machine.resources.io_weight is not None and not cgroup.supports_io_weight():
             raise Unsupported("this host's kernel cannot weigh block I/O: io_weight needs BFQ or control groups v2")
+        if spec.machine.init is Init.APP and not spec.command:
+            raise Invalid(f"machine '{spec.machine.name}' has no command to run", machine=spec.machine.name)
         if isinstance(spec.link, UserLink):
             raise Unsupported(f"machine '{spec.machine.name}' cannot be a container with a user-mode network")
         place = self._launcher.place
@@ -327,7 +329,7 @@ class ContainerDriver:
             monitor=conmon_command(
                 self._conmon, self._crun, spec.uuid, files, str(log.source), terminal=on_terminal, attached=attached
             ),
-            error_path=str(files.monitor_errors),
+            directory=str(files.run_dir),
         )
 
     async def _clear(self, spec: MachineSpec, *, starting: bool) -> None:

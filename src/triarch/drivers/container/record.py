@@ -84,10 +84,6 @@ class RunFiles(msgspec.Struct, frozen=True, kw_only=True):
         return self.run_dir / "first.pid"
 
     @property
-    def monitor_errors(self) -> Path:
-        return self.run_dir / "conmon.err"
-
-    @property
     def attach_socket(self) -> Path:
         return self.run_dir / "attach"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from triarch.errors import Exists, Failed, NotFound
 from triarch.host.cgroup import delegate
 from triarch.host.idmap import NamespacePair, attach_mapped, filesystem_ids, make_namespaces
-from triarch.host.launcher.protocol import Interface, Launch, Launched, LayerSource, Place, Probe
+from triarch.host.launcher.protocol import MONITOR_ERRORS, Interface, Launch, Launched, LayerSource, Place, Probe
 from triarch.host.locks import lock_file
 from triarch.host.loop import attach_loop, loop_path
 from triarch.host.netlink import Netlink
@@ -176,7 +176,7 @@ def _run_monitor(request: Launch) -> Launched:
     if monitor is None or init is None:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-        errors = Path(request.error_path).read_text(errors="replace").strip().splitlines()
+        errors = (Path(request.directory) / MONITOR_ERRORS).read_text(errors="replace").strip().splitlines()
         raise Failed(report.get("message") or (errors[-1] if errors else "the monitor ended without a word"))
     return Launched(id=request.id, monitor=monitor, init=init)
 
@@ -184,12 +184,13 @@ def _run_monitor(request: Launch) -> Launched:
 def _become_monitor(request: Launch, sync_write: int) -> None:
     try:
         os.setsid()
-        os.chdir("/")
+        # conmon leaves a file here when the kernel kills something for want of memory.
+        os.chdir(request.directory)
         # Python ignores these, and a program keeps what was ignored: a pipe in the machine would never break.
         for number in (signal.SIGPIPE, signal.SIGXFSZ):
             signal.signal(number, signal.SIG_DFL)
         null = os.open("/dev/null", os.O_RDWR)
-        errors = os.open(request.error_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        errors = os.open(MONITOR_ERRORS, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         for source, target in ((null, 0), (null, 1), (errors, 2)):
             os.dup2(source, target)
         os.set_inheritable(sync_write, True)

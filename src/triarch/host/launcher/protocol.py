@@ -9,6 +9,9 @@ from triarch.host.pidfd import ProcessId
 MAX_MESSAGE_BYTES = 1 << 17
 
 
+MONITOR_ERRORS = "monitor.err"
+
+
 class Place(msgspec.Struct, frozen=True, kw_only=True):
     """Where the launcher works: two directories of its own that the ids of containers may traverse (mode 0711).
 
@@ -66,7 +69,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, tag="launch"):
     """Prepare a machine's namespaces, tree, network and groups, then run `monitor` in them.
 
     `layers` are lowest first; `monitor` is conmon's command line: it reports to the descriptor that the environment
-    variable `_OCI_SYNCPIPE` names. Its standard error goes to `error_path`.
+    variable `_OCI_SYNCPIPE` names. It runs in `directory`, where its standard error becomes the file `monitor.err`.
     """
 
     id: int
@@ -78,7 +81,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, tag="launch"):
     files: tuple[SmallFile, ...]
     cgroup: str
     monitor: tuple[str, ...]
-    error_path: str
+    directory: str
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
