@@ -67,14 +67,13 @@ class SqliteStore:
             raise
 
     async def close(self) -> None:
-        if self._thread is None:
+        """Whatever was asked for before is done first; from now on all calls are refused."""
+        thread, self._thread = self._thread, None
+        if thread is None:
             return
-        thread, connection = self._thread, self._connection
         try:
-            if connection is not None:
-                await self._call(connection.close)
+            await asyncio.get_running_loop().run_in_executor(thread, self._disconnect)
         finally:
-            self._thread = self._connection = None
             thread.shutdown(wait=False)
             self._watches.close()
 
@@ -163,6 +162,12 @@ class SqliteStore:
             connection.close()
             raise
         return connection
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with self._translated():
+                connection.close()
 
     def _check_or_make_schema(self, connection: sqlite3.Connection) -> None:
         (version,) = connection.execute("PRAGMA user_version").fetchone()

@@ -295,6 +295,23 @@ class CheckOpening(CheckStoreBase):
             await store.close()
             await store.close()
 
+    async def test_closing_while_calls_are_under_way(self, make_store: MakeStore) -> None:
+        """Each of them is done, and watched, or refused."""
+        store = make_store()
+        await store.open()
+        watch = store.watch("k/")
+        calls = [asyncio.create_task(store.put(f"k/{number}", b"")) for number in range(10)]
+        await asyncio.sleep(0)
+        closing = asyncio.create_task(store.close())
+        await asyncio.sleep(0)
+        calls += [asyncio.create_task(store.put(f"k/{number}", b"")) for number in range(10, 20)]
+        async with asyncio.timeout(30):
+            outcomes = await asyncio.gather(*calls, return_exceptions=True)
+            await closing
+            seen = [change.revision async for change in watch]
+        assert all(isinstance(outcome, int | Unavailable) for outcome in outcomes), outcomes
+        assert seen == sorted(outcome for outcome in outcomes if isinstance(outcome, int))
+
     async def test_what_was_written_is_there_again(self, make_store: MakeStore) -> None:
         if not self.durable:
             pytest.skip("this store forgets, and says so")
