@@ -16,6 +16,7 @@ from types import TracebackType
 import msgspec
 
 from triarch.client import Client
+from triarch.errors import Error
 from triarch.model.instance import Instance, instance_at
 from triarch.model.machine import Machine
 from triarch.model.template import Init, Template, TemplateRef
@@ -28,7 +29,7 @@ _MADE_AT = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 class DaemonRig:
-    """Use it as a context: on leaving, the daemon has ended and the instance's run directory is gone."""
+    """Use it as a context: on leaving, the instance is down, its daemon has ended and its run directory is gone."""
 
     def __init__(self, root: Path, *, machines: int = 0) -> None:
         """The instance in `root` gets a `system` and an `app` template and stopped machines `m0001`, `m0002`, …"""
@@ -50,7 +51,7 @@ class DaemonRig:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self.stop()
+        self.down()
         shutil.rmtree(self.instance.run_dir, ignore_errors=True)
 
     @property
@@ -79,6 +80,19 @@ class DaemonRig:
         if self._process.poll() is None:
             self._process.send_signal(number)
         return self._process.wait(30)
+
+    def down(self) -> None:
+        """Clear the host of the instance (a bridge, its name server) and end the daemon, started again if need be."""
+        assert self._process is not None
+        if self._process.poll() is not None:
+            self.start()
+        try:
+            with self.client() as client:
+                client.finish(client.down())
+            self._process.wait(30)
+        except (Error, subprocess.TimeoutExpired):
+            self.stop()
+            raise
 
     def log(self) -> str:
         path = Path(self.instance.run_dir) / "triarchd.log"

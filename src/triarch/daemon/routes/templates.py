@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, BinaryIO
 
 from litestar import Request, Response, delete, get, post, put
+from litestar.exceptions import InternalServerException
 from litestar.openapi.spec import OpenAPIMediaType, RequestBody, Schema
 from litestar.openapi.spec import Operation as OpenAPIOperation
 from litestar.params import Parameter
@@ -129,6 +130,9 @@ async def _copy(request: Request[Any, Any, Any], file: BinaryIO) -> int:
                 await asyncio.to_thread(_write_all, file, bytes(pending))
                 pending.clear()
         await asyncio.to_thread(_write_all, file, bytes(pending))
+    except InternalServerException as error:
+        # The framework's word for a client that went away in the middle of its body.
+        raise Invalid(f"the upload broke off after {received} bytes") from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Exhausted(f"no room for the archive: the disk is full after {received} bytes") from error
