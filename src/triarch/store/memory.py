@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 
 from triarch.errors import Unavailable
 from triarch.store.base import Change, Compare, Delete, Entry, Put, Write
-from triarch.store.rules import check_key, check_prefix, check_revision, check_writes
+from triarch.store.rules import check_key, check_prefix, check_revision, check_transaction
 from triarch.store.watches import Watches
 
 
@@ -45,9 +45,9 @@ class MemoryStore:
 
     async def txn(self, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
         self._need_open()
-        check_writes(writes)
+        check_transaction(compares, writes)
         for compare in compares:
-            entry = self._entries.get(check_key(compare.key))
+            entry = self._entries.get(compare.key)
             check_revision(compare, entry.revision if entry else 0)
         effective = [write for write in writes if isinstance(write, Put) or write.key in self._entries]
         self._revision += bool(effective)

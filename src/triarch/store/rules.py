@@ -29,8 +29,10 @@ def check_key(key: str) -> str:
     return check_prefix(key)
 
 
-def check_writes(writes: Sequence[Write]) -> None:
+def check_transaction(compares: Sequence[Compare], writes: Sequence[Write]) -> None:
     """Raise `Invalid` for an illegal key, a value that is too long, or a key that is written twice."""
+    for compare in compares:
+        check_key(compare.key)
     seen: set[str] = set()
     for write in writes:
         if check_key(write.key) in seen:

@@ -21,7 +21,7 @@ from typing import TypeVar
 
 from triarch.errors import Busy, Damaged, Denied, Error, Exhausted, Failed, Unavailable, Unsupported
 from triarch.store.base import Change, Compare, Delete, Entry, Put, Write
-from triarch.store.rules import check_key, check_prefix, check_revision, check_writes
+from triarch.store.rules import check_key, check_prefix, check_revision, check_transaction
 from triarch.store.watches import Watches
 
 T = TypeVar("T")
@@ -93,9 +93,7 @@ class SqliteStore:
         return bool(await self._write((), (Delete(key=key),)))
 
     async def txn(self, compares: Sequence[Compare], writes: Sequence[Write]) -> int:
-        check_writes(writes)
-        for compare in compares:
-            check_key(compare.key)
+        check_transaction(compares, writes)
         changes = await self._write(tuple(compares), tuple(writes))
         return changes[0].revision if changes else await self._call(self._revision)
 

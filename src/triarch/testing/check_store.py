@@ -85,7 +85,7 @@ class CheckValues(CheckStoreBase):
         with pytest.raises(Invalid):
             await store.put(key, b"")
         with pytest.raises(Invalid):
-            await store.txn([Compare(key=key, revision=0)], [])
+            await store.txn([Compare(key="k", revision=9), Compare(key=key, revision=0)], [])
 
     async def test_list_is_sorted_and_by_prefix(self, store: Store) -> None:
         for key in ("m/b", "m/a", "m", "m0", "n/a", "m/~", "m/a/x", "M/a"):
