@@ -19,7 +19,7 @@ from triarch.errors import Damaged, Invalid
 from triarch.guest import cpio, pack
 from triarch.guest.agent import encode_request
 from triarch.guest.initramfs import PackageTree
-from triarch.guest.kernel import extract_vmlinux, order_modules
+from triarch.guest.kernel import extract_vmlinux, order_modules, without_signature
 from triarch.guest.keys import generate_keys
 from triarch.model.driver import ExecRequest
 
@@ -47,6 +47,12 @@ def test_modules_come_after_what_they_need() -> None:
         "other": b"\0depends=builtin\0",
     }
     assert list(order_modules(("blk", "other", "ring"), modules.get)) == ["core", "ring", "blk", "other"]
+
+
+def test_signatures_are_cut_off() -> None:
+    signed = b"\x7fELF module" + b"s" * 300 + bytes(8) + struct.pack(">I", 300) + b"~Module signature appended~\n"
+    assert without_signature(signed) == b"\x7fELF module"
+    assert without_signature(b"\x7fELF module") == b"\x7fELF module"
 
 
 def _bzimage(payload: bytes) -> bytes:

@@ -11,16 +11,19 @@ import msgspec
 
 from triarch.errors import Damaged
 from triarch.guest import cpio
-from triarch.guest.kernel import extract_vmlinux, order_modules
+from triarch.guest.kernel import extract_vmlinux, order_modules, without_signature
 
 # Debian packages that bring it all; nothing of them is installed on the host.
 PACKAGES = ("linux-image-cloud-amd64", "dropbear-bin", "openssh-sftp-server")
 
-# The console comes first: the host's ports show up while the others load.
-BASE_MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "virtio_pmem", "nd_pmem", "erofs", "overlay")
-NETWORK_MODULES = ("virtio_net",)
-# systemd looks for it first of all.
-SYSTEM_MODULES = ("autofs4",)
+# What init loads, stage by stage, as the configuration asks for it. The console comes first: the host's ports show up
+# while the others load. systemd looks for autofs first of all.
+STAGES = {
+    "base": ("virtio_pci", "virtio_console", "virtio_blk", "erofs", "overlay"),
+    "pmem": ("virtio_pmem", "nd_pmem"),
+    "network": ("virtio_net",),
+    "system": ("autofs4",),
+}
 
 _LIBRARIES = ("libc.so.6", "libcrypt.so.1", "libz.so.1", "libtomcrypt.so.1", "libtommath.so.1", "libgmp.so.10")
 _LIBRARY_FOLDERS = ("usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu")
@@ -118,10 +121,10 @@ def _module_entries(tree: PackageTree, release: str) -> list[cpio.Entry]:
     }
 
     def read(module: str) -> bytes | None:
-        return tree.read(paths[module]) if module in paths else None
+        return without_signature(tree.read(paths[module])) if module in paths else None
 
     entries: dict[str, cpio.Entry] = {}
-    for stage, wanted in (("base", BASE_MODULES), ("network", NETWORK_MODULES), ("system", SYSTEM_MODULES)):
+    for stage, wanted in STAGES.items():
         modules = {name: data for name, data in order_modules(wanted, read).items() if f"modules/{name}" not in entries}
         listing = cpio.file(f"modules/{stage}", "".join(f"{name}\n" for name in modules).encode())
         entries |= {

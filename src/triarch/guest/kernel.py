@@ -13,6 +13,8 @@ from triarch.host.process import run
 
 _SECTOR_BYTES = 512
 _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
+_SIGNATURE_MAGIC = b"~Module signature appended~\n"
+_SIGNATURE_INFO_BYTES = 12
 _PROGRAMS = {b"\x02\x21\x4c\x18": "lz4", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -67,3 +69,16 @@ def order_modules(wanted: Iterable[str], read: Callable[[str], bytes | None]) ->
     for name in wanted:
         add(name)
     return ordered
+
+
+def without_signature(module: bytes) -> bytes:
+    """The module without the signature at its end (kernel: Documentation/admin-guide/module-signing.rst).
+
+    The initramfs comes from the host, which the guest trusts anyway; checking a dozen signatures under TCG costs more
+    than a tenth of a whole boot.
+    """
+    if not module.endswith(_SIGNATURE_MAGIC):
+        return module
+    end = len(module) - len(_SIGNATURE_MAGIC)
+    (length,) = struct.unpack_from(">I", module, end - 4)
+    return module[: end - _SIGNATURE_INFO_BYTES - length]

@@ -111,6 +111,13 @@ static void load_modules(const char *list) {
     free(names);
 }
 
+static bool uses_pmem(void) {
+    for (int i = 0; config("layer", i); i++)
+        if (!strcmp(config("layer", i), "pmem"))
+            return true;
+    return false;
+}
+
 static void find_disks(void) {
     DIR *disks = opendir("/sys/block");
     struct dirent *entry;
@@ -336,10 +343,12 @@ static void boot(void) {
     mount_or_give_up("devtmpfs", "/dev", "devtmpfs", 0, NULL);
     int uevents = open_uevents();
     read_config();
+    bool app = !strcmp(config("init", 0) ?: "", "app");
     load_modules("/modules/base");
+    if (uses_pmem())
+        load_modules("/modules/pmem");
     if (config("address", 0))
         load_modules("/modules/network");
-    bool app = !strcmp(config("init", 0) ?: "", "app");
     if (!app)
         load_modules("/modules/system");
     wait_for_devices(uevents);
