@@ -300,7 +300,8 @@ class CheckOpening(CheckStoreBase):
         store = make_store()
         await store.open()
         watch = store.watch("k/")
-        calls = [asyncio.create_task(store.put(f"k/{number}", b"")) for number in range(10)]
+        big = b"x" * MAX_VALUE_BYTES
+        calls = [asyncio.create_task(store.put(f"k/{number}", big)) for number in range(10)]
         await asyncio.sleep(0)
         closing = asyncio.create_task(store.close())
         await asyncio.sleep(0)
