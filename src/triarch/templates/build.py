@@ -195,9 +195,14 @@ def _explain(request: BuildTemplate, complaints: Sequence[str], error: CommandFa
         return Invalid(f"there is no package '{package}' in suite '{request.suite}'", package=package)
     if "No space left on device" in said or "You don't have enough free space" in said:
         return Exhausted(f"the disk is full: template '{request.name}' could not be built", hint="df -h")
-    if re.search(r"Failed to fetch|Could not resolve|Temporary failure resolving|Unable to connect", said):
-        return Unavailable(f"the mirror failed while template '{request.name}' was built: {complaints[0]}")
+    if "unable to pick chroot mode" in said:
+        return Unavailable(
+            "a plain user builds templates with fakechroot or with subordinate ids in /etc/subuid; here is neither",
+            hint="apt-get install fakechroot",
+        )
     reason = complaints[0] if complaints else error.message
+    if re.search(r"Failed to fetch|Could not resolve|Temporary failure resolving|Unable to connect", said):
+        return Unavailable(f"the mirror failed while template '{request.name}' was built: {reason}")
     return Failed(f"template '{request.name}' could not be built: {reason}")
 
 
