@@ -85,9 +85,13 @@ class Client:
     def server(self) -> ServerInfo:
         return self._get("/1", ServerInfo)
 
+    def request_raw(self, target: str) -> bytes:
+        """The undecoded answer to GET `target`."""
+        return self._connection.request("GET", target)
+
     def openapi(self) -> bytes:
         """The API's description as an OpenAPI document in JSON."""
-        return self._connection.request("GET", "/schema/openapi.json")
+        return self.request_raw("/schema/openapi.json")
 
     def architectures(self, *, refresh: bool = False) -> tuple[Architecture, ...]:
         return self._get(f"/1/architectures?refresh={_flag(refresh)}", tuple[Architecture, ...])

@@ -92,8 +92,10 @@ class Wire:
                 continue
             self._ended = isinstance(item, EndOfInput)
             while True:
+                # Not wait_for: before Python 3.12 it loses a cancellation that comes as the queue takes the item.
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._inputs.put(item), LOOK_SECONDS)
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await self._inputs.put(item)
                     break
                 await self.write(Stream.STDOUT, b"")
 
