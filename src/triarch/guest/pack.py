@@ -173,11 +173,10 @@ async def _fetch_packages(archive: Path, progress: Report) -> None:
         if line.startswith("I: "):
             progress(Progress(step=_STEP, text=line.removeprefix("I: ").strip(), fraction=0.1))
 
-    include = ",".join(initramfs.PACKAGES)
-    await run_async(
-        ("mmdebstrap", "--variant=extract", f"--include={include}", "--format=tar", SUITE, str(archive)),
-        on_line=on_line,
-    )
+    # Only unpacking needs no rights at all: a plain user may lack the user namespaces that "auto" would look for.
+    mode = "auto" if os.geteuid() == 0 else "chrootless"
+    options = (f"--mode={mode}", "--variant=extract", f"--include={','.join(initramfs.PACKAGES)}", "--format=tar")
+    await run_async(("mmdebstrap", *options, SUITE, str(archive)), on_line=on_line)
 
 
 def _write_pack(partial: Path, archive: Path, init: Path) -> None:
