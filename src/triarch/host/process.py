@@ -22,6 +22,7 @@ PACKAGES: dict[str, str] = {
     "dpkg-deb": "dpkg",
     "dumpe2fs": "e2fsprogs",
     "e2fsck": "e2fsprogs",
+    "fakechroot": "fakechroot",
     "fakeroot": "fakeroot",
     "fsck.erofs": "erofs-utils",
     "gzip": "gzip",
