@@ -28,9 +28,9 @@ DELTA_BYTES = 64 << 20
 _LAYER_ALIGNMENT = 2 << 20
 # What the tests call; busybox knows more.
 _APPLETS = """
-cat chmod chown chroot cp dd echo env false free grep head hostname id ip kill ln ls mkdir mkfifo mknod mount mv nc nproc
-ping ps pwd readlink reboot rm sed seq setsid sh sleep stat stty sync tail test touch tr true umount uname unshare wc
-wget yes
+cat chmod chown chroot cp dd echo env false free grep head hostname id ip kill ln ls mkdir mkfifo mknod mount mv nc
+nproc ping ps pwd readlink reboot rm sed seq setsid sh sleep stat stty sync tail test touch tr true umount uname unshare
+wc wget yes
 """
 # An init in a few lines: says it is up, obeys SIGRTMIN+3 (37) as systemd does, reaps.
 _INIT = """#!/bin/sh

@@ -229,7 +229,7 @@ async def test_a_damaged_layer_is_said(host: Host, tmp_path: Path) -> None:
     image = Path(host.harness.instance.state_dir) / "pool/layers/damaged.erofs"
     image.write_bytes(bytes(2 << 20))
     spec = host.machine(*IDLE, layers=(LayerFile(digest="e" * 64, path=str(image), size_bytes=2 << 20),))
-    with pytest.raises(Damaged, match="damaged.erofs"):
+    with pytest.raises(Damaged, match=r"damaged\.erofs"):
         await host.driver.start(spec)
 
 

@@ -30,7 +30,7 @@ from triarch.drivers.container.record import (
     read_record,
     write_record,
 )
-from triarch.drivers.container.run import Run, finish, observation, release, remove_files, sweep
+from triarch.drivers.container.run import Run, finish, observation, release, remove_files, sweep, until_free
 from triarch.drivers.container.seccomp import FilterCache, Seccomp, load_profile, resolve
 from triarch.errors import Busy, Invalid, MachineFailed, TimedOut, Unsupported, WrongState
 from triarch.host import cgroup
@@ -50,6 +50,8 @@ CACHE_DIR = Path("/var/cache/triarch/seccomp")
 _STOP_SIGNALS = {Init.SYSTEM: signal.SIGRTMIN + 3, Init.APP: signal.SIGTERM}
 _RELEASE_SECONDS = 10.0
 _POLL_SECONDS = 0.002
+# How long the mounts of a start that was broken off may take to vanish.
+_DELTA_SECONDS = 2.0
 
 
 class ContainerDriver:
@@ -90,8 +92,12 @@ class ContainerDriver:
 
     async def start(self, spec: MachineSpec) -> None:
         run = await self._run_of(spec)
-        if run is not None and run.observe().status is not Status.STOPPED:
-            return
+        if run is not None:
+            if run.observe().status is not Status.STOPPED:
+                return
+            # A daemon died between making the container and letting it go.
+            run.kill()
+            await run.put_away()
         async with self._undone_when_failing(spec):
             run = await self._launch(spec, terminal=None, attached=False)
             await _let_go(run)
@@ -104,9 +110,11 @@ class ContainerDriver:
         try:
             async with asyncio.timeout(timeout_seconds):
                 await run.put_away()
-        except TimeoutError as error:
+        except BaseException as error:
             # An end that comes later was not asked for any more.
             run.files.ending.unlink(missing_ok=True)
+            if not isinstance(error, TimeoutError):
+                raise
             raise TimedOut(
                 f"machine '{spec.machine.name}' did not stop within {timeout_seconds:g} s",
                 hint=f"triarch kill {spec.machine.name}",
@@ -332,15 +340,16 @@ class ContainerDriver:
             directory=str(files.run_dir),
         )
 
-    async def _clear(self, spec: MachineSpec, *, starting: bool) -> None:
+    async def _clear(self, spec: MachineSpec, *, starting: bool, wait_seconds: float = _DELTA_SECONDS) -> None:
         """Remove what an earlier run or an interrupted start left, the record too."""
         files = files_of(spec)
         if read_record(files) is None and _begun(files):
             await self._launcher.settle()
             await sweep(files.run_dir, spec.cgroup)
+            await release(spec.cgroup, interface_of(spec))
             with suppress(Busy):
                 # Another machine may hold the delta by right.
-                await release(spec.delta_path, spec.cgroup, interface_of(spec), wait_seconds=1.0)
+                await until_free(spec.delta_path, wait_seconds)
         if starting:
             files.record.unlink(missing_ok=True)
         remove_files(files)
@@ -350,11 +359,12 @@ class ContainerDriver:
         """Whatever ends the block by an exception: the start is undone before that goes on."""
         try:
             yield
-        except BaseException:
-            await asyncio.shield(asyncio.create_task(self._undo(spec)))
+        except BaseException as error:
+            wait_seconds = 0.0 if isinstance(error, Busy) else _DELTA_SECONDS
+            await asyncio.shield(asyncio.create_task(self._undo(spec, wait_seconds)))
             raise
 
-    async def _undo(self, spec: MachineSpec) -> None:
+    async def _undo(self, spec: MachineSpec, wait_seconds: float) -> None:
         """After a start that failed or was cancelled: nothing of it is left."""
         run = self._runs.get(spec.uuid)
         if run is not None:
@@ -362,7 +372,7 @@ class ContainerDriver:
             await run.put_away()
         files = files_of(spec)
         files.record.unlink(missing_ok=True)
-        await self._clear(spec, starting=True)
+        await self._clear(spec, starting=True, wait_seconds=wait_seconds)
         RunLog(spec.state_dir, spec.log_path).finish()
         self._remove_common_group(spec)
 

@@ -28,6 +28,7 @@ from triarch.model.machine import Exit
 _RUNTIME_FAILED = 255
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 _HANGUP_SECONDS = 0.3
+_TERMINAL_SECONDS = 0.2
 _numbers = itertools.count()
 
 
@@ -112,6 +113,8 @@ class _Session:
             received = asyncio.create_task(_receive_descriptor(listener))
             try:
                 await asyncio.wait((ended, received), return_when=asyncio.FIRST_COMPLETED)
+                # A command may have ended already, and its terminal still wait to be taken.
+                await asyncio.wait((received,), timeout=_TERMINAL_SECONDS)
                 if not received.done():
                     return
                 terminal_fd = received.result()

@@ -26,8 +26,6 @@ from triarch.model.machine import Exit
 from triarch.model.state import Status
 from triarch.model.template import Init
 
-# conmon ends this long after the container at the latest, unless something is wrong with it.
-_MONITOR_SECONDS = 15.0
 _GONE_SECONDS = 10.0
 _POLL_SECONDS = 0.003
 _KILLED = 128 + signal.SIGKILL
@@ -81,25 +79,32 @@ class Run:
             send_signal(self.record.first, signal.SIGKILL)
             cgroup.set_frozen(self.record.cgroup, False)
         await wait_for_end(self.record.first)
-        ended = await finish(self.record, self.files)
-        self._pump.leave(self._log)
-        with suppress(OSError):
-            self._log.finish()
-        self.record = ended
-        self._on_end(self)
+        try:
+            self.record = await finish(self.record, self.files)
+        finally:
+            # Told even when something is left over: whoever acts on the machine next tries again, and hears why.
+            self._pump.leave(self._log)
+            with suppress(OSError):
+                self._log.finish()
+            self._on_end(self)
 
 
 async def finish(record: Record, files: RunFiles) -> Record:
-    """Put away what a run that has ended left on the host, and write how it ended. Idempotent."""
+    """Put away what a run that has ended left on the host, and write how it ended. Idempotent.
+
+    Raises `Failed` or `Busy` when something does not go away.
+    """
     kept = read_record(files)
     if kept is not None and kept.exit is not None and kept.monitor == record.monitor:
         return kept
     exit_, failed = how_it_ended(record, files)
-    await release(record.delta_path, record.cgroup, record.host_interface)
-    remove_files(files)
+    await release(record.cgroup, record.host_interface)
+    await until_free(record.delta_path)
     ended = msgspec.structs.replace(record, exit=exit_, failed=failed)
     if files.run_dir.is_dir():
+        # Before the files, among which is the only other one that knows the exit.
         write_record(files, ended)
+        remove_files(files)
     return ended
 
 
@@ -133,29 +138,35 @@ def observation(record: Record, files: RunFiles) -> Observation:
             failed=record.failed,
             detail=record.exit.reason,
         )
+    if not is_alive(record.monitor):
+        exit_, failed = how_it_ended(record, files)
+        return Observation(
+            uuid=record.uuid, status=Status.STOPPED, exit=exit_, failed=failed, detail="not all of it is put away"
+        )
     if files.start_fifo(record.uuid).exists():
         return Observation(uuid=record.uuid, status=Status.STOPPED, detail="its start was interrupted")
     frozen = cgroup.is_frozen(record.cgroup)
     return Observation(uuid=record.uuid, status=Status.PAUSED if frozen else Status.RUNNING, pid=record.first.pid)
 
 
-async def release(
-    delta_path: str, cgroup_path: str, host_interface: str | None, wait_seconds: float = _GONE_SECONDS
-) -> None:
-    """Return when the delta is free and neither interface nor control groups are left. Raises `Failed` or `Busy`."""
+async def release(cgroup_path: str, host_interface: str | None) -> None:
+    """Return when neither interface nor control groups are left. Raises `Failed`."""
     if host_interface is not None:
         _delete_interface(host_interface)
-    deadline = time.monotonic() + wait_seconds
+    deadline = time.monotonic() + _GONE_SECONDS
     while not cgroup.remove(cgroup_path):
         if time.monotonic() > deadline:
             raise Failed(f"control group {cgroup_path} does not get empty")
         cgroup.kill_all(cgroup_path)
         await asyncio.sleep(_POLL_SECONDS)
-    await until_free(delta_path, deadline)
 
 
-async def until_free(delta_path: str, deadline: float) -> None:
-    """Wait until nothing holds the delta's lock. Raises `Busy` at the deadline; an absent delta is free."""
+async def until_free(delta_path: str, wait_seconds: float = _GONE_SECONDS) -> None:
+    """Wait until nothing holds the delta's lock: the kernel undoes a dead machine's mounts a little later.
+
+    Raises `Busy` when that takes too long; an absent delta is free.
+    """
+    deadline = time.monotonic() + wait_seconds
     while True:
         try:
             os.close(lock_file(delta_path))
@@ -181,15 +192,13 @@ def remove_files(files: RunFiles) -> None:
             path.unlink(missing_ok=True)
 
 
-async def sweep(run_dir: Path, cgroup_path: str) -> bool:
-    """End every process of a run that has no record: a start that was interrupted. True when there were some.
+async def sweep(run_dir: Path, cgroup_path: str) -> None:
+    """End every process of a run that has no record: a start that was interrupted. Raises `TimedOut`.
 
     They are found by the bundle's directory, an argument of conmon and of crun, and by their control group.
     """
-    found_any = False
     deadline = time.monotonic() + _GONE_SECONDS
     while found := {*find_by_argument(str(run_dir)), *_members(cgroup_path)}:
-        found_any = True
         if time.monotonic() > deadline:
             raise TimedOut(f"processes of {run_dir} do not end: {', '.join(str(process.pid) for process in found)}")
         for process in found:
@@ -198,7 +207,6 @@ async def sweep(run_dir: Path, cgroup_path: str) -> bool:
         with suppress(TimeoutError):
             async with asyncio.timeout(1):
                 await asyncio.gather(*(wait_for_end(process) for process in found))
-    return found_any
 
 
 def _members(cgroup_path: str) -> set[ProcessId]:

@@ -30,6 +30,7 @@ from triarch.host.syscalls import (
     MS_NOATIME,
     MS_NODEV,
     MS_NOSUID,
+    die_with_parent,
     mount,
     unmount,
     unshare,
@@ -59,6 +60,8 @@ def launch(request: Launch, place: Place, steps: Steps) -> Launched:
     """Do it all; the container waits at its start fifo afterwards. Raises `Error` or `OSError`; `steps` says where."""
     layers = tuple(f"{place.layers}/{layer.digest}" for layer in request.layers)
     namespaces = _assemble(request.delta_path, layers, request.id_base, request.id_count, place, steps)
+    # Changing file system ids had cleared it (prctl(2)).
+    die_with_parent(signal.SIGKILL)
     with steps("put small files beside the tree"):
         _write_files(request, place)
         _pin(namespaces.user_fd, place.user_namespace)

@@ -73,6 +73,7 @@ class Server:
         self._connection = connection
         self._selector = selectors.DefaultSelector()
         self._children: dict[int, _Child] = {}
+        self._pid = os.getpid()
 
     def serve(self) -> None:
         """Return when the daemon is gone."""
@@ -130,6 +131,8 @@ class Server:
         answer: Reply
         try:
             die_with_parent(signal.SIGKILL)
+            if os.getppid() != self._pid:
+                os._exit(1)
             try:
                 if isinstance(request, Launch):
                     answer = launch(request, self._place, steps)
