@@ -18,6 +18,7 @@ from triarch.drivers.qemu.driver import HostedDriver
 from triarch.guest.pack import ensure_pack
 from triarch.model.driver import GuestPack, LayerFile, MachineSpec
 from triarch.model.instance import Instance, instance_at
+from triarch.model.template import Init
 from triarch.storage.directory import DirectoryPool
 from triarch.testing.check_driver import DriverHarness
 from triarch.testing.driver_rig import machine_spec
@@ -95,6 +96,9 @@ class HostedHarness(DriverHarness):
     async def app_machine(self, command: tuple[str, ...], environment: Mapping[str, str]) -> MachineSpec:
         return self.machine(command=command, environment=dict(environment))
 
+    async def system_machine(self) -> MachineSpec | None:
+        return self.machine(init=Init.SYSTEM)
+
     def machine(self, **fields: object) -> MachineSpec:
         self._index += 1
         spec = machine_spec(
@@ -110,6 +114,10 @@ class HostedHarness(DriverHarness):
             spec.machine, resources=msgspec.structs.replace(spec.machine.resources, memory_bytes=128 << 20)
         )
         return msgspec.structs.replace(spec, delta_path=str(delta), guest_pack=self.pack, machine=machine)
+
+    async def abandon(self, driver: Driver) -> None:
+        """The kernel closes the sockets of a daemon that dies; `close` does no more than that."""
+        await driver.close()
 
     def leaks(self) -> Sequence[str]:
         """Run directories are the engine's to remove: empty ones are no leak of the driver."""

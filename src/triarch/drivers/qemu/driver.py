@@ -110,6 +110,9 @@ class QemuDriver:
         for path in (Path(spec.run_dir), Path(spec.state_dir), Path(spec.log_path).parent):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
         run = Run.of(spec)
+        if run.process() is not None:
+            raise Busy(f"machine '{name}' is running under another architecture")
+        await self._close_agent(spec.uuid)
         run.remove()
         keys = generate_keys()
         config = guest_config(spec, keys.host_key, keys.client_public_key, attached=attached, terminal=terminal)
@@ -211,12 +214,15 @@ class QemuDriver:
 
     async def _put_away(self, spec: MachineSpec) -> None:
         """What no longer runs holds nothing on the host but the files that say how it ended."""
-        agent = self._agents.pop(spec.uuid, None)
-        if agent is not None:
-            await agent.close()
+        await self._close_agent(spec.uuid)
         if self._record(spec) is not None:
             Run.of(spec).remove_sockets()
             await remove_group(spec.cgroup)
+
+    async def _close_agent(self, uuid: str) -> None:
+        agent = self._agents.pop(uuid, None)
+        if agent is not None:
+            await agent.close()
 
     async def delete(self, spec: MachineSpec) -> None:
         if self._live(spec) is not None:
@@ -268,9 +274,8 @@ class QemuDriver:
                 self._watches.ends = None
 
     async def close(self) -> None:
-        agents, self._agents = list(self._agents.values()), {}
-        for agent in agents:
-            await agent.close()
+        for uuid in tuple(self._agents):
+            await self._close_agent(uuid)
         self._watches.close()
 
     def _record(self, spec: MachineSpec) -> Record | None:
