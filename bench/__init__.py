@@ -1,0 +1,1 @@
+"""Triarch measured beside its peers on this host: `python -m bench`."""
