@@ -25,6 +25,7 @@ _DELEGATED_V2: tuple[str, ...] = ("cgroup.procs", "cgroup.threads", "cgroup.subt
 _FREEZE_SECONDS = 10.0
 _POLL_SECONDS = 0.002
 _NANOSECONDS = 1_000_000_000
+_CAP_SYS_RESOURCE = 24
 
 
 class CgroupTrees(msgspec.Struct, frozen=True, kw_only=True):
@@ -208,6 +209,16 @@ def supports_io_weight() -> bool:
         return "io" in trees.controllers
     root = trees.controllers.get("blkio")
     return root is not None and any((root / f"blkio.{name}").exists() for name in ("weight", "bfq.weight"))
+
+
+def can_filter_devices() -> bool:
+    """Whether device rules can be set: version 2 keeps them in BPF programs, for which crun raises its memory limit."""
+    trees = cgroup_trees()
+    if trees.version == 1:
+        return "devices" in trees.controllers
+    status = Path("/proc/self/status").read_text()
+    effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(effective, 16) & (1 << _CAP_SYS_RESOURCE))
 
 
 def _groups(path: str) -> list[Path]:

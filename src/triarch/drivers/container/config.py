@@ -126,7 +126,7 @@ class BlockIo(_Oci, frozen=True, kw_only=True):
 
 
 class Limits(_Oci, frozen=True, kw_only=True):
-    devices: tuple[DeviceRule, ...]
+    devices: tuple[DeviceRule, ...] = ()
     cpu: Cpu | None = None
     memory: Memory | None = None
     pids: Pids | None = None
@@ -219,9 +219,17 @@ def small_files(spec: MachineSpec) -> dict[str, str]:
 
 
 def make_config(
-    spec: MachineSpec, paths: Paths, seccomp: Seccomp, compiled: str | None, terminal: Resize | None
+    spec: MachineSpec,
+    paths: Paths,
+    seccomp: Seccomp,
+    compiled: str | None,
+    terminal: Resize | None,
+    *,
+    device_rules: bool = True,
 ) -> Config:
-    """All of `config.json`. `compiled` is the finished filter, if there is one; `terminal` gives an app machine one."""
+    """All of `config.json`. Without `device_rules` the user namespace and `nodev` mounts alone keep devices away.
+
+    `compiled` is the finished filter, if there is one; `terminal` gives an app machine one."""
     machine = spec.machine
     system = machine.init is Init.SYSTEM
     return Config(
@@ -245,7 +253,7 @@ def make_config(
                 Namespace(type="network", path=paths.network_namespace),
             ),
             cgroups_path=spec.cgroup,
-            resources=_limits(machine.resources),
+            resources=_limits(machine.resources, device_rules),
             masked_paths=_MASKED_PATHS,
             # The kernel guards /proc/sys against other user namespaces; an init sets its own network's values there.
             readonly_paths=_READ_ONLY_PATHS if system else (*_READ_ONLY_PATHS, "/proc/sys"),
@@ -311,14 +319,14 @@ def _mounts(system: bool, paths: Paths) -> tuple[Mount, ...]:
     return (*fixed, *(of_init if system else ()), *files)
 
 
-def _limits(resources: Resources) -> Limits:
+def _limits(resources: Resources, device_rules: bool) -> Limits:
     allowed = tuple(
         AllowedDevice(allow=True, major=major, minor=msgspec.UNSET if minor is None else minor)
         for major, minor in _DEVICES
     )
     cpus = resources.cpus
     return Limits(
-        devices=(DeviceRule(allow=False), *allowed),
+        devices=(DeviceRule(allow=False), *allowed) if device_rules else (),
         cpu=None if cpus is None else Cpu(quota=max(1000, round(cpus * CPU_PERIOD_US)), period=CPU_PERIOD_US),
         memory=None if resources.memory_bytes is None else Memory(limit=resources.memory_bytes),
         pids=None if resources.pids is None else Pids(limit=resources.pids),

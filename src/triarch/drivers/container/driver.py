@@ -323,7 +323,8 @@ class ContainerDriver:
         log.prepare()
         for directory in (files.run_dir, files.runtime_root, files.exit_dir):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        files.config.write_bytes(msgspec.json.encode(make_config(spec, paths, seccomp, compiled, terminal)))
+        config = make_config(spec, paths, seccomp, compiled, terminal, device_rules=cgroup.can_filter_devices())
+        files.config.write_bytes(msgspec.json.encode(config))
         on_terminal = spec.machine.init is Init.SYSTEM or terminal is not None
         return Launch(
             id=0,
