@@ -42,10 +42,11 @@ class CommandAfterName(click.Command):
             head = args[: args.index("--")]
             ctx.allow_interspersed_args = True
             try:
-                _, positional, _ = self.make_parser(ctx).parse_args(list(head))
+                values, _, _ = self.make_parser(ctx).parse_args(list(head))
+                # Nothing but options and the name stands before the dashes, so they begin the command.
+                ctx.allow_interspersed_args = not values.get("command")
             except click.UsageError:
-                positional = []
-            ctx.allow_interspersed_args = len(positional) == 1
+                ctx.allow_interspersed_args = False
         return super().parse_args(ctx, args)
 
 

@@ -42,8 +42,8 @@ def _creation(ctx: click.Context, values: dict[str, Any], *, start: bool) -> Cre
 
 def parse_forward(text: str) -> Forward:
     """`[ADDRESS:]HOST:MACHINE`. Raises `Invalid` that shows the form."""
-    *address, host, machine = text.split(":")
-    ports = [int(word) for word in (host, machine) if word.isascii() and word.isdigit()] if len(address) <= 1 else []
+    *address, host, machine = text.split(":") if text.count(":") in (1, 2) else ("", "")
+    ports = [int(word) for word in (host, machine) if word.isascii() and word.isdigit()]
     if len(ports) != 2 or not all(1 <= port <= 65535 for port in ports):
         raise Invalid(f"illegal port forward '{text}': it needs [ADDRESS:]HOST:MACHINE, such as 8080:80")
     return Forward(host_port=ports[0], machine_port=ports[1], **({"host_address": address[0]} if address else {}))
