@@ -145,7 +145,9 @@ def kernel_command_line(config: GuestConfig) -> str:
         return _KERNEL_ARGUMENTS
     hostname = check_machine_name(config.hostname)
     masks = " ".join(f"systemd.mask={unit}" for unit in MASKED_UNITS)
-    return f"{_KERNEL_ARGUMENTS} systemd.hostname={hostname} systemd.show_status=0 {masks}"
+    # The serial getty would wait for udev; a container's getty asks on /dev/console at once.
+    getty = "systemd.wants=console-getty.service"
+    return f"{_KERNEL_ARGUMENTS} systemd.hostname={hostname} systemd.show_status=0 {getty} {masks}"
 
 
 def encode_config(config: GuestConfig) -> bytes:
