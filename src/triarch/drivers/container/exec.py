@@ -109,6 +109,8 @@ class _Session:
                 stderr_fd=null_fd,
                 pass_fds=passed,
             )
+            # crun sets the terminal's size beside a command that may ask for it already: crun has to be first.
+            self._child.hurry()
             ended = asyncio.create_task(self._child.wait())
             received = asyncio.create_task(_receive_descriptor(listener))
             try:
@@ -125,7 +127,6 @@ class _Session:
                 received.cancel()
                 ended.cancel()
         os.set_blocking(terminal_fd, False)
-        set_window_size(terminal_fd, self._request.columns, self._request.rows)
         self._stack.callback(os.close, terminal_fd)
         self._input_fd = terminal_fd
         self._outputs = {terminal_fd: Stream.STDOUT}
