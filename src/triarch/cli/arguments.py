@@ -44,7 +44,7 @@ class CommandAfterName(click.Command):
             try:
                 values, _, _ = self.make_parser(ctx).parse_args(list(head))
                 # Nothing but options and the name stands before the dashes, so they begin the command.
-                ctx.allow_interspersed_args = not values.get("command")
+                ctx.allow_interspersed_args = not isinstance(values.get("command"), tuple) or not values["command"]
             except click.UsageError:
                 ctx.allow_interspersed_args = False
         return super().parse_args(ctx, args)
