@@ -83,6 +83,13 @@ def parse_mountinfo(text: str) -> CgroupTrees:
     return CgroupTrees(version=1, controllers=controllers, hybrid_root=hybrid_root)
 
 
+def try_to_make(path: str) -> None:
+    """Make the group in every tree and remove it again. Raises `OSError` where that is refused."""
+    for root in cgroup_trees().roots:
+        (root / path.lstrip("/")).mkdir(parents=True, exist_ok=True)
+    remove(path)
+
+
 def delegate(path: str, uid: int) -> None:
     """Make the group in which the machine's own init may manage groups below: its limits stay out of reach."""
     trees = cgroup_trees()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 
 from triarch.errors import DriverUnavailable, Error, MissingProgram, Unavailable
-from triarch.host.cgroup import cgroup_trees
+from triarch.host.cgroup import cgroup_trees, remove_if_empty, try_to_make
 from triarch.host.ext4 import make_delta_image
 from triarch.host.launcher.client import Launcher
 from triarch.host.launcher.protocol import Probe
@@ -28,6 +28,7 @@ async def check_host(instance: Instance, launcher: Launcher) -> str:
             f"containers need root, and this daemon runs as user {instance.user_id}", hint="run triarchd as root"
         )
     await asyncio.to_thread(_check_programs_and_kernel)
+    _try_control_groups(instance)
     await _try_to_assemble(instance, launcher)
     return runtime_version().splitlines()[0].removeprefix("crun version ")
 
@@ -65,15 +66,23 @@ def _known_filesystems() -> frozenset[str]:
     return frozenset(line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines())
 
 
+def _try_control_groups(instance: Instance) -> None:
+    try:
+        try_to_make(instance.cgroup("probe"))
+    except OSError as error:
+        raise DriverUnavailable(f"control groups cannot be made: {error.strerror}: {error.filename}") from error
+    remove_if_empty(str(PurePosixPath(instance.cgroup("probe")).parent))
+
+
 async def _try_to_assemble(instance: Instance, launcher: Launcher) -> None:
     """Loop device, ext4, user and network namespace, id-mapped mount, overlay: for real, on an image of a moment."""
-    with TemporaryDirectory(prefix="triarch-probe-") as directory:
-        image = Path(directory) / "delta.raw"
-        await asyncio.to_thread(make_delta_image, image, _IMAGE_BYTES)
-        ids = instance.id_range(1)
-        try:
+    ids = instance.id_range(1)
+    try:
+        with TemporaryDirectory(prefix="triarch-probe-") as directory:
+            image = Path(directory) / "delta.raw"
+            await asyncio.to_thread(make_delta_image, image, _IMAGE_BYTES)
             await launcher.probe(Probe(id=0, image_path=str(image), id_base=ids.base, id_count=ids.count))
-        except MissingProgram:
-            raise
-        except Error as error:
-            raise DriverUnavailable(f"this host cannot assemble a container: {error.message}") from error
+    except MissingProgram:
+        raise
+    except (Error, OSError) as error:
+        raise DriverUnavailable(f"this host cannot assemble a container: {error}") from error

@@ -68,7 +68,9 @@ class Server:
     """Serves one daemon over `connection` until that closes."""
 
     def __init__(self, run_dir: str, connection: socket.socket) -> None:
+        self._run_dir = Path(run_dir)
         self._place = place_in(run_dir)
+        self._broken: Error | OSError | None = None
         self._layers = Layers(self._place.layers)
         self._connection = connection
         self._selector = selectors.DefaultSelector()
@@ -77,7 +79,11 @@ class Server:
 
     def serve(self) -> None:
         """Return when the daemon is gone."""
-        self._lock_fd = _take_place(run_dir_of(self._place), self._place)
+        try:
+            self._lock_fd = _take_place(self._run_dir, self._place)
+        except (Error, OSError) as error:
+            # Whoever asks for a machine is told; there is nobody else to tell.
+            self._broken = error
         self._decoder: msgspec.json.Decoder[Request] = msgspec.json.Decoder(Request)
         self._selector.register(self._connection, selectors.EVENT_READ)
         # Children then share these pages instead of copying them when the collector touches them.
@@ -108,6 +114,9 @@ class Server:
         return True
 
     def _begin(self, request: Launch | Probe) -> None:
+        if self._broken is not None:
+            self._send(refusal(request.id, "enter a mount namespace", self._broken))
+            return
         steps = Steps()
         try:
             with steps("mount the template"):
@@ -177,10 +186,6 @@ def refusal(request_id: int, step: str, error: Error | OSError) -> Refused:
         message=(error.strerror or str(error))[:_MAX_TEXT],
         code=_CODES_OF_ERRNO.get(error.errno or 0),
     )
-
-
-def run_dir_of(place: Place) -> Path:
-    return Path(place.lock).parent.parent
 
 
 def _take_place(run_dir: Path, place: Place) -> int:
