@@ -213,7 +213,7 @@ def test_a_tap_without_its_bridge_leaves_nothing(bridge: str) -> None:
 
 async def test_tcg_is_tried_with_a_guest() -> None:
     try:
-        version = await probe.try_accelerator(Accelerator.TCG)
+        version = await probe.try_accelerator(Accelerator.TCG, privileged=False)
     except MissingProgram as error:
         pytest.skip(f"{error}")
     assert version[0].isdigit()
@@ -222,11 +222,11 @@ async def test_tcg_is_tried_with_a_guest() -> None:
 async def test_kvm_is_tried_and_never_hangs() -> None:
     began = time.monotonic()
     try:
-        await probe.try_accelerator(Accelerator.KVM)
+        await probe.try_accelerator(Accelerator.KVM, privileged=False)
     except MissingProgram as error:
         pytest.skip(f"{error}")
     except DriverUnavailable as error:
-        assert "KVM cannot run guests here: " in error.message
+        assert "KVM cannot run guests here: " in error.message or "of QEMU" in error.message
     assert time.monotonic() - began < 15
 
 

@@ -408,3 +408,17 @@ async def main():
     await driver.close()
 asyncio.run(main())
 """
+
+
+async def test_nobody_hears_of_the_end_of_a_failed_start(lab: Lab) -> None:
+    events = lab.driver.events()
+    seen = asyncio.ensure_future(anext(events))
+    await asyncio.sleep(0)
+    link = UserLink(nic=NIC, forwards=(Forward(host_port=80, machine_port=80, host_address="192.0.2.1"),))
+    with pytest.raises(MachineFailed):
+        await lab.driver.start(lab.spec(link=link))
+    spec = await lab.started("exit 0")
+    async with asyncio.timeout(SECONDS):
+        told = await seen
+    assert (told.uuid, told.status) == (spec.uuid, Status.STOPPED)
+    await events.aclose()

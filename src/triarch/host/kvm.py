@@ -77,6 +77,17 @@ def why_guests_do_not_run(loops: int = LOOPS, limit_seconds: float = _LIMIT_SECO
     return None if answer == _OK else answer or f"{DEVICE} opens, but the test of it ended with {child.returncode}"
 
 
+def groups_that_may_open() -> tuple[int, ...] | None:
+    """With which supplementary groups a process without rights opens the device; None when there are none.
+
+    Root's own group is not one to hand out.
+    """
+    device = Path(DEVICE).stat()
+    if device.st_mode & 0o006 == 0o006:
+        return ()
+    return (device.st_gid,) if device.st_mode & 0o060 == 0o060 and device.st_gid != 0 else None
+
+
 def _guest_code(loops: int) -> bytes:
     """Sum a loop, add one in memory, tell the sum through a port, halt."""
     scratch = struct.pack("<I", _SCRATCH)

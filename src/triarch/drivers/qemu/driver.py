@@ -63,7 +63,7 @@ class QemuDriver:
 
     async def probe(self) -> DriverInfo:
         """Start QEMU for a moment; for `kvm` run real guest code too."""
-        version = await probe.try_accelerator(self.accelerator)
+        version = await probe.try_accelerator(self.accelerator, privileged=self._instance.privileged)
         return DriverInfo(name=self.name, kind=self.kind, version=version, capabilities=capabilities_of(self))
 
     def validate(self, machine: Machine) -> None:
@@ -121,7 +121,7 @@ class QemuDriver:
         try:
             run.write_record(record)
             process = launch(spec, run, config, self.accelerator, privileged=self._instance.privileged)
-            watch = self._watches.take(run, record)
+            watch = self._watches.take(run, record, starting=True)
             if watch is None:
                 reap(process.pid)
                 raise MachineFailed(f"machine '{name}' did not start: {run.ending(record).detail}", machine=name)
@@ -131,7 +131,7 @@ class QemuDriver:
             if isinstance(error, Error | OSError) and not isinstance(error, _TELLING):
                 raise MachineFailed(f"machine '{name}' did not start: {error}", machine=name) from error
             raise
-        assert watch is not None
+        self._watches.started(watch)
         return watch
 
     def _new_record(self, spec: MachineSpec, keys: AgentKeys) -> Record:
@@ -171,9 +171,8 @@ class QemuDriver:
             raise MachineFailed(f"machine '{name}' did not start: {reason}", machine=name)
 
     async def _undo(self, run: Run, record: Record, watch: Watch | None) -> None:
-        """A start that fails leaves nothing, and nobody hears of an end."""
+        """A start that fails leaves nothing."""
         if watch is not None and not watch.ended.done():
-            watch.reported = False
             await self._watches.kill(watch)
         run.remove()
         await remove_group(record.cgroup)

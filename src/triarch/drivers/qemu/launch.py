@@ -12,6 +12,7 @@ from triarch.drivers.qemu.cmdline import Accelerator, Wiring, memory_bytes, proc
 from triarch.drivers.qemu.run import Run
 from triarch.errors import Failed, NotFound, Unavailable, Unsupported
 from triarch.guest.protocol import GuestConfig, encode_config
+from triarch.host.kvm import groups_that_may_open
 from triarch.host.limits import Limits, make_limited_group
 from triarch.host.locks import lock_file
 from triarch.host.pidfd import ProcessId
@@ -21,7 +22,6 @@ from triarch.model.driver import MachineSpec
 from triarch.model.machine import Machine
 from triarch.model.network import BridgeLink
 
-_KVM = Path("/dev/kvm")
 _OTHERS_READ = 0o004
 
 # What QEMU needs beside the guest's memory: its own, the translated code, page tables, buffers in flight.
@@ -143,13 +143,9 @@ def _config_file(config: GuestConfig, owner: int | None) -> int:
 
 
 def _identity(owner: int, accelerator: Accelerator) -> Identity:
-    """Nobody else's user. KVM's device is opened by name, so its group comes along where that one may use it."""
-    groups: tuple[int, ...] = ()
-    if accelerator is Accelerator.KVM:
-        device = _KVM.stat()
-        if device.st_mode & 0o060 == 0o060 and device.st_gid != 0:
-            groups = (device.st_gid,)
-    return Identity(user_id=owner, group_id=owner, groups=groups)
+    """Nobody else's user. KVM's device is opened by name, so a group that may comes along."""
+    groups = groups_that_may_open() if accelerator is Accelerator.KVM else ()
+    return Identity(user_id=owner, group_id=owner, groups=groups or ())
 
 
 def _enter_group(spec: MachineSpec, held: ExitStack, *, privileged: bool) -> tuple[int, ...]:

@@ -22,13 +22,13 @@ _GROUP_TRIES, _GROUP_PAUSE_SECONDS = 100, 0.01
 
 @dataclass(slots=True)
 class Watch:
-    """One live QEMU; `ended` is done once it is gone and put away."""
+    """One live QEMU; `ended` is done once it is gone and put away. While it only starts, its end is nobody's news."""
 
     run: Run
     record: Record
     process: ProcessId
     pidfd: int
-    reported: bool = True
+    starting: bool = False
     ended: asyncio.Future[Observation] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -39,7 +39,7 @@ class Watches:
         self._watches: dict[str, Watch] = {}
         self.ends: asyncio.Queue[Observation] | None = None
 
-    def take(self, run: Run, record: Record) -> Watch | None:
+    def take(self, run: Run, record: Record, *, starting: bool = False) -> Watch | None:
         """The watch of the machine's live QEMU, begun at the first call; None when it does not live (any more)."""
         watch = self._watches.get(record.uuid)
         process = run.process()
@@ -51,9 +51,15 @@ class Watches:
         pidfd = open_process(process)
         if pidfd is None:
             return None
-        watch = self._watches[record.uuid] = Watch(run, record, process, pidfd)
+        watch = self._watches[record.uuid] = Watch(run, record, process, pidfd, starting)
         asyncio.get_running_loop().add_reader(pidfd, self._settle, watch)
         return watch
+
+    def started(self, watch: Watch) -> None:
+        """Its start succeeded: from now on, and if it has ended already, its end is news."""
+        watch.starting = False
+        if watch.ended.done():
+            self._tell(watch)
 
     async def kill(self, watch: Watch) -> Observation:
         """SIGKILL, and wait until it is gone. Raises `TimedOut` for a process that the kernel cannot end."""
@@ -80,10 +86,13 @@ class Watches:
         self._drop(watch)
         reap(watch.process.pid)
         watch.run.remove_sockets()
-        observation = watch.run.ending(watch.record)
-        watch.ended.set_result(observation)
-        if self.ends is not None and watch.reported:
-            self.ends.put_nowait(observation)
+        watch.ended.set_result(watch.run.ending(watch.record))
+        if not watch.starting:
+            self._tell(watch)
+
+    def _tell(self, watch: Watch) -> None:
+        if self.ends is not None:
+            self.ends.put_nowait(watch.ended.result())
 
     def _drop(self, watch: Watch) -> None:
         asyncio.get_running_loop().remove_reader(watch.pidfd)
