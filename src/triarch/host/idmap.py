@@ -28,32 +28,39 @@ class NamespacePair:
     network_fd: int
 
 
-def make_namespaces(base: int, count: int) -> NamespacePair:
-    """Both namespaces; ids 0 … count-1 inside are `base` … outside, and nothing else is mapped.
+class NamespaceMaker:
+    """Makes both namespaces in a child of its own, beside whatever else has to be done meanwhile.
 
     One unshare(2) for both: a network namespace owned by the host's user namespace would refuse ping inside.
-    Never add a second map line for host id 0: setuid to it inside would open every file of the host's root.
     """
-    ready_read, ready_write = os.pipe()
-    done_read, done_write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        _hold_namespaces(ready_write, done_read, done_write)
-    try:
+
+    def __init__(self) -> None:
+        self._ready_fd, ready_write = os.pipe()
+        done_read, self._done_fd = os.pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            _hold_namespaces(ready_write, done_read, self._done_fd)
         os.close(ready_write)
         os.close(done_read)
-        error_number = int.from_bytes(os.read(ready_read, 4), "little")
-        if error_number:
-            raise OSError(error_number, f"make a user namespace: {os.strerror(error_number)}")
-        for name in ("uid_map", "gid_map"):
-            Path(f"/proc/{child}/{name}").write_text(f"0 {base} {count}\n")
-        flags = os.O_RDONLY | os.O_CLOEXEC
-        user_fd = os.open(f"/proc/{child}/ns/user", flags)
-        return NamespacePair(user_fd, os.open(f"/proc/{child}/ns/net", flags))
-    finally:
-        os.close(ready_read)
-        os.close(done_write)
-        os.waitpid(child, 0)
+
+    def finish(self, base: int, count: int) -> NamespacePair:
+        """Ids 0 … count-1 inside are `base` … outside, and nothing else is mapped.
+
+        Never add a second map line for host id 0: setuid to it inside would open every file of the host's root.
+        """
+        try:
+            number = int.from_bytes(os.read(self._ready_fd, 4), "little")
+            if number:
+                raise OSError(number, f"make a user namespace: {os.strerror(number)}")
+            for name in ("uid_map", "gid_map"):
+                Path(f"/proc/{self._pid}/{name}").write_text(f"0 {base} {count}\n")
+            flags = os.O_RDONLY | os.O_CLOEXEC
+            user_fd = os.open(f"/proc/{self._pid}/ns/user", flags)
+            return NamespacePair(user_fd, os.open(f"/proc/{self._pid}/ns/net", flags))
+        finally:
+            os.close(self._ready_fd)
+            os.close(self._done_fd)
+            os.waitpid(self._pid, 0)
 
 
 def _hold_namespaces(ready_write: int, done_read: int, done_write: int) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from triarch.errors import Exists, Failed, NotFound
 from triarch.host.cgroup import delegate
-from triarch.host.idmap import NamespacePair, attach_mapped, filesystem_ids, make_namespaces
+from triarch.host.idmap import NamespaceMaker, NamespacePair, attach_mapped, filesystem_ids
 from triarch.host.launcher.protocol import MONITOR_ERRORS, Interface, Launch, Launched, LayerSource, Place, Probe
 from triarch.host.locks import lock_file
 from triarch.host.loop import attach_loop, loop_path
@@ -88,6 +88,8 @@ def sources(request: Launch | Probe) -> tuple[LayerSource, ...]:
 def _assemble(
     delta_path: str, layers: tuple[str, ...], id_base: int, id_count: int, place: Place, steps: Steps
 ) -> NamespacePair:
+    with steps("fork"):
+        maker = NamespaceMaker()
     with steps("lock the delta"):
         delta_fd = lock_file(delta_path)
     with steps("attach the delta to a loop device"):
@@ -104,7 +106,7 @@ def _assemble(
         mount(loop_path(device_fd), "delta", "ext4", MS_NODEV | MS_NOATIME, _EXT4_OPTIONS)
         os.close(device_fd)
     with steps("make user and network namespaces"):
-        namespaces = make_namespaces(id_base, id_count)
+        namespaces = maker.finish(id_base, id_count)
     with steps("map ids of the layers and the delta"):
         for number, layer in enumerate(layers):
             attach_mapped(layer, str(number), namespaces.user_fd)
