@@ -30,14 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _print_doctor(instance)
     parent = os.dup(1) if options.background else -1
     try:
-        with Possession(instance) as listener:
+        possession = Possession(instance)
+        with possession as listener:
             if options.background:
                 _log_to_file(instance)
             _set_up_logging()
             # The listener is up before the slow imports: who connects now waits in its queue.
             from triarch.daemon.server import serve
 
-            asyncio.run(serve(instance, listener, lambda: _tell(parent, READY)))
+            possession.clear = asyncio.run(serve(instance, listener, lambda: _tell(parent, READY)))
     except Error as error:
         logging.getLogger(__name__).debug("cannot serve", exc_info=True)
         _tell(parent, msgspec.json.encode(_problem(error)))

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import grp
 import os
+import shutil
 import socket
 import stat
 import time
@@ -47,12 +48,17 @@ def claim(instance: Instance) -> int:
     A daemon that is just ending is waited for. Raises `Busy` that names the other daemon's pid.
     """
     path = Path(instance.run_dir) / "triarchd.pid"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     deadline = time.monotonic() + HANDOVER_SECONDS
+    descriptor = _open_lock(path)
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            if _is_at(descriptor, path):
+                break
+            # A daemon that came down took the file with it while this one waited for its lock.
+            os.close(descriptor)
+            prepare_run_dir(instance)
+            descriptor = _open_lock(path)
         except BlockingIOError:
             if _answers(instance.socket_path) or time.monotonic() > deadline:
                 pid = os.pread(descriptor, 32, 0).decode().strip()
@@ -62,6 +68,17 @@ def claim(instance: Instance) -> int:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
     return descriptor
+
+
+def _open_lock(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
 
 
 def _answers(path: Path) -> bool:
@@ -112,12 +129,16 @@ def bind_socket(instance: Instance) -> socket.socket:
 
 
 class Possession:
-    """The lock and the socket of an instance, as a context; on leaving, the socket's name goes before the lock does."""
+    """The lock and the socket of an instance, as a context; on leaving, the socket's name goes before the lock does.
+
+    With `clear` the whole run directory goes, as after `down`.
+    """
 
     def __init__(self, instance: Instance) -> None:
         self._instance = instance
         self._lock = -1
         self._own_socket = False
+        self.clear = False
 
     def __enter__(self) -> socket.socket:
         prepare_run_dir(self._instance)
@@ -133,4 +154,6 @@ class Possession:
     def __exit__(self, *_: object) -> None:
         if self._own_socket:
             self._instance.socket_path.unlink(missing_ok=True)
+        if self.clear and self._own_socket:
+            shutil.rmtree(self._instance.run_dir, ignore_errors=True)
         os.close(self._lock)

@@ -55,8 +55,11 @@ class Server(uvicorn.Server):
         yield
 
 
-async def serve(instance: Instance, listener: socket, ready: Callable[[], None]) -> None:
-    """Serve until told to stop. `ready` is called when the engine is open; what keeps it from opening is raised."""
+async def serve(instance: Instance, listener: socket, ready: Callable[[], None]) -> bool:
+    """Serve until told to stop; whether that was `down`, after which nothing is left to come back to.
+
+    `ready` is called when the engine is open; what keeps it from opening is raised.
+    """
     engine = await open_engine(instance, _factories())
     try:
         server = _server(engine)
@@ -65,6 +68,7 @@ async def serve(instance: Instance, listener: socket, ready: Callable[[], None])
         farewell = asyncio.create_task(_end_after_down(engine, server))
         await server.serve(sockets=[listener])
         farewell.cancel()
+        return engine.down_finished.is_set()
     finally:
         await engine.close()
         log.info("ended")

@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -54,6 +55,7 @@ class DirectoryPool:
         self._layers = root / "layers"
         self._deltas = root / "deltas"
         self._blanks = root / "blank"
+        self._making = threading.Lock()
 
     def prepare(self) -> None:
         for directory in (self.root, self._layers, self._deltas, self._blanks):
@@ -69,7 +71,7 @@ class DirectoryPool:
 
     def add_layer(self, source: Path) -> Layer:
         with full_disk_is_exhausted(f"layer {source.name}", self._layers):
-            with _staged(self._layers / ".new-layer") as staged:
+            with self._making, _staged(self._layers / ".new-layer") as staged:
                 _move(source, staged)
                 staged.chmod(0o444)
                 layer = Layer(digest=_sha256(staged), size_bytes=staged.stat().st_size)
@@ -161,7 +163,11 @@ class DirectoryPool:
         return path
 
     def _blank(self, size_bytes: int) -> Path:
-        path = self._blanks / f"{size_bytes}.raw"
+        """The ready-made empty delta of this size; the first machine of a size has it made while others wait."""
+        with self._making:
+            return self._make_blank(self._blanks / f"{size_bytes}.raw", size_bytes)
+
+    def _make_blank(self, path: Path, size_bytes: int) -> Path:
         if path.exists():
             return path
         for old in sorted(self._blanks.glob("[!.]*.raw"), key=lambda blank: blank.stat().st_mtime_ns)[
