@@ -13,14 +13,12 @@ from triarch.client import Client
 from triarch.engine.machine_procedures import PROCEDURES, MachineArguments
 from triarch.engine.services import Services
 from triarch.errors import Error, NotFound
-from triarch.model.driver import MachineSpec
 from triarch.model.machine import CreateMachine, IdRange, Machine, MachineView, SwitchMachine
 from triarch.model.operation import Operation
 from triarch.model.state import State
 from triarch.model.stream import RunRequest
 from triarch.model.template import Init, TemplateRef
 from triarch.testing.daemon_rig import DaemonRig
-from triarch.testing.leaks import leaks
 
 SIGKILLED = -9
 
@@ -37,7 +35,10 @@ class Point(msgspec.Struct, frozen=True):
 
 
 class Walk(msgspec.Struct, frozen=True, kw_only=True):
-    """What a walk runs on. `sleep` is a command that ends when asked to, `brief` one that ends by itself soon."""
+    """What a walk runs on.
+
+    `sleep` is a command that ends when asked to, once `ready` succeeds in its machine; `brief` ends by itself soon.
+    """
 
     template: str
     first: str
@@ -45,6 +46,7 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
     network: str
     sleep: tuple[str, ...]
     brief: tuple[str, ...]
+    ready: tuple[str, ...] = ()
     patience_seconds: float
 
 
@@ -124,6 +126,12 @@ def arrange(client: Client, walk: Walk, verb: str) -> None:
         return
     running = verb in ("stop", "kill", "restart", "switch")
     client.finish(client.create(request(walk, "web", walk.sleep, start=running)))
+    if running and walk.ready:
+        # A first process hears no signal before it has a handler for it.
+        end = time.monotonic() + walk.patience_seconds
+        while client.execute("web", *walk.ready).exit.code:
+            assert time.monotonic() < end
+            time.sleep(0.02)
 
 
 def act(client: Client, walk: Walk, verb: str) -> None:
@@ -185,11 +193,3 @@ def check_consistent(client: Client, rig: CrashRig, walk: Walk) -> None:
             client.finish(client.start(name))
         assert client.execute(name, "echo", "alive").stdout == b"alive\n"
         client.finish(client.delete(name, force=True))
-
-
-def baseline(rig: CrashRig) -> set[str]:
-    """What the instance has on the host, without what changes by itself (process ids of helpers)."""
-    return {line.split(" /")[0] if line.startswith("process") else line for line in leaks(rig.instance)}
-
-
-__all__ = ["CrashRig", "MachineSpec", "Point", "Walk", "act", "arrange", "baseline", "check_consistent", "points"]

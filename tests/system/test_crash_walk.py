@@ -16,7 +16,7 @@ from triarch.model.instance import Instance
 from triarch.model.state import State
 from triarch.testing.leaks import leaks
 
-PATIENT_SLEEP = ("sh", "-c", "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done")
+PATIENT_SLEEP = ("sh", "-c", "trap 'exit 0' TERM; touch /tmp/ready; while :; do sleep 1000 & wait $!; done")
 WALK = Walk(
     template="tiny",
     first="container",
@@ -24,6 +24,7 @@ WALK = Walk(
     network="nat",
     sleep=PATIENT_SLEEP,
     brief=("sh", "-c", "sleep 0.3; exit 3"),
+    ready=("test", "-e", "/tmp/ready"),
     patience_seconds=90,
 )
 POINTS = points(switch=True)
