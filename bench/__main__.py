@@ -33,8 +33,9 @@ def main() -> int:
     # A command is measured as it is installed: compiled.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     try:
-        _enter_mount_namespace()
         with Ground(options.rounds, options.root) as ground:
+            # For peers: the daemon has seen the host as it is.
+            _leave_hybrid_groups()
             for section in options.sections or SECTIONS:
                 for measure in import_module(f"bench.{section}").SECTION:
                     _collect(measure, ground, rows, skipped)
@@ -67,8 +68,8 @@ def _collect(measure: Measure, ground: Ground, rows: list[Row], skipped: list[st
         skipped.append(f"{(measure.__doc__ or measure.__name__).splitlines()[0]} {error.message}")
 
 
-def _enter_mount_namespace() -> None:
-    """Mounts of peers are ours alone, and crun gets to see a host that is not hybrid (it refuses those).
+def _leave_hybrid_groups() -> None:
+    """Enter a mount namespace where crun sees a host that is not hybrid: it refuses those.
 
     It then takes the directory of that mount for one more version 1 tree, and makes groups in it that nobody removes.
     """

@@ -11,8 +11,9 @@ import msgspec
 
 Measurement = Callable[[], float]
 
-# What the kernel holds for namespaces, mounts, control groups, loop devices and processes, and files on a tmpfs.
-_KERNEL_FIELDS = frozenset(("Slab", "KernelStack", "PageTables", "Percpu", "Shmem"))
+# What the kernel holds for namespaces, mounts, control groups, loop devices and processes and cannot drop, and files on
+# a tmpfs.
+_KERNEL_FIELDS = frozenset(("SUnreclaim", "KernelStack", "PageTables", "Percpu", "Shmem"))
 
 
 class Samples(msgspec.Struct, frozen=True):
