@@ -342,6 +342,48 @@ async def test_a_killed_launcher_is_started_again(host: Host) -> None:
     assert (await host.driver.observe(first)).status is Status.RUNNING
 
 
+@pytest.mark.parametrize("delay_ms", [1, 10, 30, 60])
+async def test_a_launcher_killed_in_the_middle_of_starts(host: Host, delay_ms: int) -> None:
+    warm = host.machine("/bin/true")
+    await host.driver.start(warm)
+    specs = [host.machine(*IDLE) for _ in range(4)]
+    starts = [asyncio.create_task(host.driver.start(spec)) for spec in specs]
+    await asyncio.sleep(delay_ms / 1000)
+    process = host.driver._launcher._process
+    assert process is not None
+    process.kill()
+    results = await asyncio.gather(*starts, return_exceptions=True)
+    for spec, result in zip(specs, results, strict=True):
+        status = (await host.driver.observe(spec)).status
+        if result is None:
+            assert status is Status.RUNNING
+        else:
+            assert isinstance(result, Unavailable), result
+            assert status is Status.ABSENT
+            await host.driver.start(spec)
+        assert (await host.exec(spec, "echo alive")) == (0, "alive\n")
+
+
+async def test_a_start_that_was_not_let_go_is_begun_anew(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon may die between making a container and letting it go."""
+    from triarch.drivers.container import driver as module
+
+    async def die(run: object) -> None:
+        raise asyncio.CancelledError
+
+    spec = host.machine(*IDLE)
+    monkeypatch.setattr(module, "_let_go", die)
+    monkeypatch.setattr(host.driver, "_undo", lambda *_: asyncio.sleep(0))
+    with pytest.raises(asyncio.CancelledError):
+        await host.driver.start(spec)
+    monkeypatch.undo()
+    await host.driver.close()
+    host.driver = host.harness.make_driver()
+    assert (await host.driver.observe(spec)).status is Status.STOPPED
+    await host.driver.start(spec)
+    assert (await host.exec(spec, "echo alive")) == (0, "alive\n")
+
+
 @pytest.mark.parametrize("delay_ms", [0, 2, 5, 9, 14, 20, 28, 38, 50, 65, 85, 110, 150, 200])
 async def test_a_daemon_killed_in_the_middle_of_a_start(host: Host, delay_ms: int, tmp_path: Path) -> None:
     first, spec = host.machine(*IDLE), host.machine(*IDLE)

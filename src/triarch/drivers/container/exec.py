@@ -42,7 +42,7 @@ async def run_exec(spec: MachineSpec, request: ExecRequest, stdio: Stdio, crun: 
         except BaseException:
             await asyncio.shield(session.end())
             raise
-        return await session.exit(code)
+        return session.exit(code)
 
 
 class _Session:
@@ -154,7 +154,7 @@ class _Session:
                 task.cancel()
             await asyncio.gather(*pending, return_exceptions=True)
 
-    async def exit(self, code: int) -> Exit:
+    def exit(self, code: int) -> Exit:
         """crun's own failures have a code that commands have too: what it logged tells them apart."""
         if code < 0:
             return Exit(code=128 - code, reason=f"crun was ended by signal {-code}")
@@ -168,8 +168,6 @@ class _Session:
             meant = _NOT_EXECUTABLE
         else:
             raise MachineFailed(f"cannot run a command in machine '{self._spec.machine.name}': {text}")
-        if self._request.terminal:
-            await self._stdio.write(Stream.STDOUT, f"{text}\r\n".encode())
         return Exit(code=meant, reason=text)
 
     async def end(self) -> None:
