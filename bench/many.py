@@ -104,21 +104,23 @@ def _all_starts(batches: Sequence[Batch]) -> Samples:
 
 def _memory_rows(theirs: Sequence[Batch], ours: Sequence[Batch], monitors: Sequence[int]) -> Iterator[Row]:
     monitor_bytes = pss_bytes(monitors) / len(monitors)
-    own_bytes = pss_bytes(child for monitor in monitors for child in _children(monitor)) / len(monitors)
+    own = [child for monitor in monitors for child in _children(monitor)]
+    own_bytes = pss_bytes(own) / len(monitors)
+    own_tables_bytes = sum(_page_table_bytes(pid) for pid in own) / len(monitors)
     yield Row(
         what=f"memory beside its own process, each of {CONTAINERS}: conmon's PSS and the kernel's",
         unit="KiB",
         peer="crun (no monitor)",
-        theirs=Samples(tuple(batch.kernel_bytes for batch in theirs)),
-        ours=Samples(tuple(batch.kernel_bytes + monitor_bytes for batch in ours)),
+        theirs=Samples(tuple(batch.kernel_bytes - own_tables_bytes for batch in theirs)),
+        ours=Samples(tuple(batch.kernel_bytes - own_tables_bytes + monitor_bytes for batch in ours)),
         at_most=1024,
     )
     yield Row(
         what="the same by MemAvailable (whatever else the host does counts too)",
         unit="KiB",
         peer="crun (no monitor)",
-        theirs=Samples(tuple(batch.taken_bytes - own_bytes for batch in theirs)),
-        ours=Samples(tuple(batch.taken_bytes - own_bytes for batch in ours)),
+        theirs=Samples(tuple(batch.taken_bytes - own_bytes - own_tables_bytes for batch in theirs)),
+        ours=Samples(tuple(batch.taken_bytes - own_bytes - own_tables_bytes for batch in ours)),
     )
 
 
@@ -130,6 +132,11 @@ def _monitor(uuid: str) -> int:
 
 def _children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _page_table_bytes(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return sum(int(line.split()[1]) << 10 for line in lines if line.startswith("VmPTE:"))
 
 
 SECTION = (many,)
