@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             possession.clear = asyncio.run(serve(instance, listener, lambda: _tell(parent, READY)))
     except Error as error:
         logging.getLogger(__name__).debug("cannot serve", exc_info=True)
-        _tell(parent, msgspec.json.encode(_problem(error)))
+        _tell(parent, msgspec.json.encode(Problem.of(error)))
         print(f"triarchd: error: {error.message}", file=sys.stderr)
         return 1
     return 0
@@ -90,17 +90,6 @@ def _set_up_logging() -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-
-
-def _problem(error: Error) -> Problem:
-    return Problem(
-        code=error.code,
-        status=error.status,
-        message=error.message,
-        hint=error.hint,
-        retryable=error.retryable,
-        fields=dict(error.fields),
-    )
 
 
 def _print_doctor(instance: Instance) -> int:

@@ -29,14 +29,7 @@ def problem_of(error: BaseException) -> Problem:
         error = Cancelled("the operation was cancelled and undone")
     if not isinstance(error, Error):
         return Problem(code="internal", status=500, message="internal error; the daemon's log has the details")
-    return Problem(
-        code=error.code,
-        status=error.status,
-        message=error.message,
-        hint=error.hint,
-        retryable=error.retryable,
-        fields=dict(error.fields),
-    )
+    return Problem.of(error)
 
 
 @dataclass(slots=True)

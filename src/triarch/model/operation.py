@@ -7,6 +7,8 @@ from enum import StrEnum
 
 import msgspec
 
+from triarch.errors import Error
+
 
 class OperationStatus(StrEnum):
     RUNNING = "running"
@@ -29,6 +31,17 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True):
     hint: str | None = None
     retryable: bool = False
     fields: dict[str, str | int | None] = {}
+
+    @classmethod
+    def of(cls, error: Error) -> Problem:
+        return cls(
+            code=error.code,
+            status=error.status,
+            message=error.message,
+            hint=error.hint,
+            retryable=error.retryable,
+            fields=dict(error.fields),
+        )
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
