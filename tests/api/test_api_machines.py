@@ -85,6 +85,23 @@ def test_a_machine_from_its_beginning_to_its_end(client: Client) -> None:
         client.machine("afterlife")
 
 
+def test_usage_and_pause(client: Client) -> None:
+    launch(client, "frozen")
+    usage = client.usage("frozen")
+    assert usage.memory_bytes > 0
+    assert usage.disk_bytes is not None
+    client.finish(client.pause("frozen"))
+    assert client.machine("frozen").state is State.PAUSED
+    with pytest.raises(WrongState):
+        client.usage("frozen")
+    with pytest.raises(WrongState) as caught:
+        client.stop("frozen")
+    assert caught.value.hint == "triarch resume frozen"
+    client.finish(client.resume("frozen"))
+    assert client.machine("frozen").state is State.RUNNING
+    client.finish(client.delete("frozen", force=True))
+
+
 def test_refusals_come_back_as_the_classes_they_were(client: Client) -> None:
     launch(client, "refuse")
     cases: list[tuple[type[Exception], Any]] = [

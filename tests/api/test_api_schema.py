@@ -48,13 +48,14 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]
 def test_every_route_of_the_contract_is_there(document: dict[str, Any]) -> None:
     text = (Path(__file__).parents[2] / "ARCHITECTURE.md").read_text()
     found = {name.replace("{operation_id}", "{id}") for name, _ in operations(document)}
-    verbs = ("start", "stop", "restart", "kill", "rename", "switch")
+    verbs = ("start", "stop", "restart", "kill", "pause", "resume", "rename", "switch")
     wanted = {f"post /1/machines/{{name}}/{verb}" for verb in verbs} | {
         "get /1/machines",
         "post /1/machines",
         "get /1/machines/{name}",
         "delete /1/machines/{name}",
         "get /1/machines/{name}/logs",
+        "get /1/machines/{name}/usage",
         "get /1/operations/{id}",
         "delete /1/operations/{id}",
         "get /1/templates/{name}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -64,6 +65,8 @@ def test_streams_and_exit_codes_pass_through(rig: DaemonRig) -> None:
     assert rig.run("launch", "tiny", "g1", "--network", "none").stdout == b"machine g1 runs as fake\n"
     done = rig.run("exec", "g1", "sh", "-c", "echo out; echo err >&2; exit 7")
     assert (done.returncode, done.stdout, done.stderr) == (7, b"out\n", b"err\n")
+    assert b"Usage:         " in rig.run("info", "g1").stdout
+    assert json.loads(rig.run("info", "g1", "-o", "json").stdout)["usage"]["processes"] == 1
     assert rig.run("exec", "g1", "cat", input_bytes=b"in\n").stdout == b"in\n"
     assert rig.run("run", "--network", "none", "tiny", "--", "sh", "-c", "exit 5").returncode == 5
     assert rig.run("wait", "g1").returncode == 0

@@ -31,6 +31,8 @@ COMMANDS: dict[str, str] = {
     "stop": "machines",
     "restart": "machines",
     "kill": "machines",
+    "pause": "machines",
+    "resume": "machines",
     "delete": "machines",
     "rename": "machines",
     "switch": "machines",

@@ -171,6 +171,24 @@ def kill_command(session: Session, names: tuple[str, ...]) -> int:
     return _each(names, lambda name: finish(client, client.kill(name)))
 
 
+@click.command("pause")
+@machine_argument(many=True)
+@click.pass_obj
+def pause_command(session: Session, names: tuple[str, ...]) -> int:
+    """Freeze running machines; they keep their memory."""
+    client = session.client
+    return _each(names, lambda name: finish(client, client.pause(name)))
+
+
+@click.command("resume")
+@machine_argument(many=True)
+@click.pass_obj
+def resume_command(session: Session, names: tuple[str, ...]) -> int:
+    """Let paused machines go on."""
+    client = session.client
+    return _each(names, lambda name: finish(client, client.resume(name)))
+
+
 @click.command("delete")
 @machine_argument(many=True)
 @click.option("-f", "--force", is_flag=True, help="Kill it first where it runs.")

@@ -14,7 +14,7 @@ import msgspec
 from triarch.client.connection import Connection, Upload, connect
 from triarch.client.problems import error_of
 from triarch.errors import Failed
-from triarch.model.driver import Architecture, ExecRequest
+from triarch.model.driver import Architecture, ExecRequest, Usage
 from triarch.model.event import Event
 from triarch.model.instance import Instance
 from triarch.model.machine import CreateMachine, MachineView, RenameMachine, StopMachine, SwitchMachine
@@ -133,6 +133,12 @@ class Client:
     def kill(self, name: str) -> Operation:
         return self._change("POST", f"{_machine(name)}/kill")
 
+    def pause(self, name: str) -> Operation:
+        return self._change("POST", f"{_machine(name)}/pause")
+
+    def resume(self, name: str) -> Operation:
+        return self._change("POST", f"{_machine(name)}/resume")
+
     def rename(self, name: str, new_name: str) -> Operation:
         return self._change("POST", f"{_machine(name)}/rename", RenameMachine(name=new_name))
 
@@ -140,6 +146,10 @@ class Client:
         """None when the request only checks, and the switch would be possible."""
         body = self._send("POST", f"{_machine(name)}/switch", request)
         return self._decode(body, Operation) if body else None
+
+    def usage(self, name: str) -> Usage:
+        """What a running machine uses now. Raises `WrongState` when it does not run."""
+        return self._get(f"{_machine(name)}/usage", Usage)
 
     def logs(self, name: str, *, follow: bool = False) -> Iterator[bytes]:
         """The machine's console output; with `follow` until it stops."""

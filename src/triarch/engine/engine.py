@@ -300,14 +300,16 @@ class Engine:
         await driver.console(self._services.spec(machine), stdio)
 
     async def usage(self, name: str) -> Usage:
-        """What a running machine uses now. Raises `Conflict` when it does not run."""
+        """What a running machine uses now. Raises `WrongState` when it does not run."""
         machine = self._services.machines.get(check_machine_name(name))
         if machine.state is not State.RUNNING:
             raise WrongState(f"machine '{name}' uses nothing: it is {machine.state.value}", machine=name)
         driver = self._services.driver(machine)
         if not isinstance(driver, Metered):
             raise self._lacks(machine.architecture, "usage")
-        return await driver.usage(self._services.spec(machine))
+        used = await driver.usage(self._services.spec(machine))
+        disk_bytes = await asyncio.to_thread(self._services.pool.allocated_bytes, machine.uuid)
+        return msgspec.structs.replace(used, disk_bytes=disk_bytes)
 
     def _lacks(self, architecture: str, capability: str) -> Unsupported:
         drivers = self._services.architectures.made()

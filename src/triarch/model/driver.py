@@ -101,11 +101,15 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a running machine uses. `memory_bytes` is charged to it alone; `processes` are those inside, if known."""
+    """What a running machine uses. `memory_bytes` is charged to it alone; `processes` are those inside, if known.
+
+    `disk_bytes` is what its delta takes on disk; the engine adds it to what the driver tells.
+    """
 
     cpu_seconds: float
     memory_bytes: int
     processes: int | None = None
+    disk_bytes: int | None = None
 
 
 class ExecRequest(msgspec.Struct, frozen=True, kw_only=True):

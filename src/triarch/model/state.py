@@ -76,6 +76,12 @@ _HINTS = {
     (_S, Verb.RESTART): "triarch start {name}",
     (_F, Verb.RESTART): "triarch start {name}",
     (_P, Verb.EXEC): "triarch resume {name}",
+    (_P, Verb.CONSOLE): "triarch resume {name}",
+    (_P, Verb.STOP): "triarch resume {name}",
+    (_P, Verb.RESTART): "triarch resume {name}",
+    (_P, Verb.SWITCH): "triarch resume {name}",
+    (_P, Verb.START): "triarch resume {name}",
+    (_P, Verb.RENAME): "triarch kill {name}",
 }
 
 

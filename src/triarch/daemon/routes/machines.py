@@ -14,6 +14,7 @@ from litestar.response import Stream
 from triarch.daemon.problems import PreconditionFailed, problems
 from triarch.daemon.routes.operations import LOCATION, accepted
 from triarch.engine.engine import Engine
+from triarch.model.driver import Usage
 from triarch.model.machine import CreateMachine, MachineView, RenameMachine, StopMachine, SwitchMachine
 from triarch.model.names import MACHINE_NAME_PATTERN, check_machine_name
 from triarch.model.operation import Operation
@@ -132,6 +133,20 @@ async def kill_machine(engine: Engine, name: Name, if_match: IfMatch = None) -> 
     return accepted(await engine.kill(name))
 
 
+@_change("pause")
+async def pause_machine(engine: Engine, name: Name, if_match: IfMatch = None) -> Response[Operation]:
+    """Freeze the machine: it keeps its memory and does nothing."""
+    _check_fresh(engine, name, if_match)
+    return accepted(await engine.pause(name))
+
+
+@_change("resume")
+async def resume_machine(engine: Engine, name: Name, if_match: IfMatch = None) -> Response[Operation]:
+    """Let a paused machine go on."""
+    _check_fresh(engine, name, if_match)
+    return accepted(await engine.resume(name))
+
+
 @_change("rename")
 async def rename_machine(
     engine: Engine, name: Name, data: RenameMachine, if_match: IfMatch = None
@@ -149,6 +164,12 @@ async def switch_machine(
     _check_fresh(engine, name, if_match)
     operation = await engine.switch(name, data)
     return Response(None, status_code=204) if operation is None else accepted(operation)
+
+
+@get("/machines/{name:str}/usage", operation_id="machine_usage", tags=TAGS, responses=problems(404, 409, 422))
+async def machine_usage(engine: Engine, name: Name) -> Usage:
+    """What a running machine uses now."""
+    return await engine.usage(name)
 
 
 @get(
@@ -172,7 +193,10 @@ HANDLERS = (
     stop_machine,
     restart_machine,
     kill_machine,
+    pause_machine,
+    resume_machine,
     rename_machine,
     switch_machine,
+    machine_usage,
     machine_logs,
 )
