@@ -34,7 +34,7 @@ A, PTR = 1, 12
 @pytest.fixture
 def instance(tmp_path: Path) -> Instance:
     found = instance_at(tmp_path)
-    if not found.privileged:
+    if not found.of_root:
         pytest.skip("needs root: network namespaces")
     try:
         NatNetwork(found).probe()

@@ -28,7 +28,7 @@ NXDOMAIN = 3
 @pytest.fixture
 def instance(tmp_path: Path) -> Instance:
     found = instance_at(tmp_path)
-    if not found.privileged:
+    if not found.of_root:
         pytest.skip("needs root: bridges and network namespaces")
     try:
         NatNetwork(found).probe()

@@ -213,7 +213,7 @@ def test_a_tap_without_its_bridge_leaves_nothing(bridge: str) -> None:
 
 async def test_tcg_is_tried_with_a_guest() -> None:
     try:
-        version = await probe.try_accelerator(Accelerator.TCG, privileged=False)
+        version = await probe.try_accelerator(Accelerator.TCG, as_others=False)
     except MissingProgram as error:
         pytest.skip(f"{error}")
     assert version[0].isdigit()
@@ -222,7 +222,7 @@ async def test_tcg_is_tried_with_a_guest() -> None:
 async def test_kvm_is_tried_and_never_hangs() -> None:
     began = time.monotonic()
     try:
-        await probe.try_accelerator(Accelerator.KVM, privileged=False)
+        await probe.try_accelerator(Accelerator.KVM, as_others=False)
     except MissingProgram as error:
         pytest.skip(f"{error}")
     except DriverUnavailable as error:

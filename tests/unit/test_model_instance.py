@@ -95,7 +95,7 @@ def test_a_plain_user_has_a_private_instance(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     mine = default_instance(1000)
-    assert not mine.privileged
+    assert not mine.of_root
     assert mine.state_dir == str(tmp_path / "data" / "triarch")
     assert mine.run_dir == str(tmp_path / "run" / "triarch")
 

@@ -32,7 +32,7 @@ def start_daemon(instance: Instance, root: str | None) -> Client:
 
 def _has_unit(instance: Instance) -> bool:
     """Whether systemd runs this host and is to run this daemon (sd_booted(3))."""
-    if instance.tag != DEFAULT_TAG or not instance.privileged or not Path("/run/systemd/system").is_dir():
+    if instance.tag != DEFAULT_TAG or not instance.of_root or not Path("/run/systemd/system").is_dir():
         return False
     return any((Path(directory) / UNIT).exists() for directory in UNIT_DIRECTORIES)
 

@@ -29,8 +29,8 @@ def prepare_run_dir(instance: Instance) -> None:
     """
     path = Path(instance.run_dir)
     try:
-        path.mkdir(mode=0o755 if instance.privileged else 0o700, parents=True, exist_ok=True)
-        directories = [path] if instance.privileged else [path.parent, path]
+        path.mkdir(mode=0o755 if instance.of_root else 0o700, parents=True, exist_ok=True)
+        directories = [path] if instance.of_root else [path.parent, path]
         found = [(directory, directory.lstat()) for directory in directories]
     except OSError as error:
         raise Denied(f"cannot make the run directory {path}: {error.strerror}", hint="triarch doctor") from error
@@ -117,8 +117,9 @@ def bind_socket(instance: Instance) -> socket.socket:
     try:
         listener.bind(str(temporary))
         temporary.chmod(SOCKET_MODE)
-        if instance.privileged:
-            with contextlib.suppress(KeyError):
+        if instance.of_root:
+            # No such group, no right to give files away, or no such id in this user namespace: then it is root's alone.
+            with contextlib.suppress(KeyError, OSError):
                 os.chown(temporary, 0, grp.getgrnam(GROUP).gr_gid)
         listener.listen(BACKLOG)
         temporary.rename(path)

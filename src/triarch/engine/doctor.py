@@ -22,6 +22,7 @@ from triarch.errors import Error, MissingProgram
 from triarch.host import facts, iptables, nft, sysctl
 from triarch.host.cgroup import cgroup_trees
 from triarch.host.process import PACKAGES, find_program
+from triarch.host.rights import Capability, rights
 from triarch.model.instance import Instance
 from triarch.model.request import Check, CheckStatus
 from triarch.model.resources import format_size
@@ -59,6 +60,7 @@ _PROGRAM_USERS = {
     "dpkg-deb": VMS,
     "dumpe2fs": "deltas",
     "e2fsck": "deltas",
+    "fakechroot": f"{TEMPLATES} without root",
     "fakeroot": TEMPLATES,
     "fsck.erofs": TEMPLATES,
     "gzip": TEMPLATES,
@@ -168,30 +170,13 @@ def _kernel(_: Instance) -> Check:
     )
 
 
-def _rights(instance: Instance) -> Check:
+def _rights(_: Instance) -> Check:
     name, needed_for = "rights", f"{CONTAINERS}, {NAT}"
-    numbers = {"CAP_SYS_ADMIN": facts.CAP_SYS_ADMIN, "CAP_NET_ADMIN": facts.CAP_NET_ADMIN}
-    missing = [capability for capability, number in numbers.items() if not facts.has_capability(number)]
-    if os.geteuid() != 0:
-        detail = f"user {os.geteuid()}: only hosted machines with network 'user' run without root"
-        return Check(name=name, status=FAIL, detail=detail, fix="run triarch as root", needed_for=needed_for)
-    if facts.in_user_namespace():
-        return Check(
-            name=name,
-            status=FAIL,
-            detail="root of a user namespace, not of the host: no loop devices and no block filesystems",
-            fix="run triarch on the host itself, or in a privileged container",
-            needed_for=needed_for,
-        )
-    if missing:
-        return Check(
-            name=name,
-            status=FAIL,
-            detail=f"root without {' and '.join(missing)}",
-            fix="give the container that this is in these capabilities (--privileged)",
-            needed_for=needed_for,
-        )
-    return Check(name=name, status=PASS, detail="root with CAP_SYS_ADMIN and CAP_NET_ADMIN", needed_for=needed_for)
+    obstacle = rights().obstacle
+    if obstacle is None:
+        return Check(name=name, status=PASS, detail="root, with all that it takes", needed_for=needed_for)
+    detail = f"{obstacle.reason}: only hosted machines with network 'user' run"
+    return Check(name=name, status=FAIL, detail=detail, fix=obstacle.remedy, needed_for=needed_for)
 
 
 def _filesystem(kind: str, needed_for: str, _: Instance) -> Check:
@@ -342,7 +327,7 @@ def _forwarding(_: Instance) -> Check:
 def _firewall(instance: Instance) -> Check:
     """Rules of the host's own that would stop machines although our table lets them through."""
     name = "firewall"
-    if not facts.has_capability(facts.CAP_NET_ADMIN):
+    if not rights().has(Capability.CAP_NET_ADMIN):
         return Check(name=name, status=WARN, detail="only root may look", fix="run triarch as root", needed_for=NAT)
     # The table of iptables is looked after: our rules are put into its chains.
     tables = [table for table in nft.foreign_tables_that_drop("triarch_") if table != "ip filter"]

@@ -7,8 +7,12 @@ import secrets
 import uuid
 from datetime import UTC, datetime
 
+from triarch.drivers.base import Driver
 from triarch.engine.services import Services
-from triarch.errors import Exhausted, Invalid, Unsupported
+from triarch.errors import Exhausted, Invalid, MissingProgram, Unavailable, Unsupported
+from triarch.host import facts
+from triarch.host.tap import TAP_DEVICE
+from triarch.model.driver import Kind
 from triarch.model.machine import CreateMachine, Machine, NetworkMode
 from triarch.model.names import check_machine_name
 from triarch.model.network import Nic
@@ -39,7 +43,7 @@ async def resolve(services: Services, request: CreateMachine, taken_indexes: set
     if init is Init.SYSTEM and request.command:
         raise Invalid(f"machine '{name}' boots its own init, so it takes no command", hint="leave out --init system")
     index = _free_index(services, taken_indexes)
-    network = request.network or default_network(services)
+    network = request.network or _default_network(services, driver)
     machine = Machine(
         name=name,
         uuid=str(uuid.uuid4()),
@@ -77,8 +81,17 @@ def check_resources(name: str, resources: Resources) -> None:
         raise Exhausted(f"machine '{name}' asks for {resources.cpus:g} cpus: this host has {host_cpus}", machine=name)
 
 
-def default_network(services: Services) -> NetworkMode:
-    return "nat" if services.instance.privileged else "user"
+def _default_network(services: Services, driver: Driver) -> NetworkMode:
+    """`nat`; where the host allows no bridge or tap, a VM makes do with `user`. A missing program is no such reason."""
+    if driver.kind is Kind.OS_LEVEL:
+        return "nat"
+    try:
+        services.network.probe()
+    except MissingProgram:
+        return "nat"
+    except Unavailable:
+        return "user"
+    return "user" if facts.open_error(TAP_DEVICE) else "nat"
 
 
 def _check_network(services: Services, machine: Machine) -> None:

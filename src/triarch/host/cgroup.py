@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from triarch.errors import Failed, Unavailable
+from triarch.host.rights import Capability, rights
 
 _V2_ROOT = Path("/sys/fs/cgroup")
 # Enough for systemd and a container engine inside; a guest cannot make paths that are too long to remove.
@@ -25,7 +26,6 @@ _DELEGATED_V2: tuple[str, ...] = ("cgroup.procs", "cgroup.threads", "cgroup.subt
 _FREEZE_SECONDS = 10.0
 _POLL_SECONDS = 0.002
 _NANOSECONDS = 1_000_000_000
-_CAP_SYS_RESOURCE = 24
 
 
 class CgroupTrees(msgspec.Struct, frozen=True, kw_only=True):
@@ -223,9 +223,7 @@ def can_filter_devices() -> bool:
     trees = cgroup_trees()
     if trees.version == 1:
         return "devices" in trees.controllers
-    status = Path("/proc/self/status").read_text()
-    effective = next(line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
-    return bool(int(effective, 16) & (1 << _CAP_SYS_RESOURCE))
+    return rights().has(Capability.CAP_SYS_RESOURCE)
 
 
 def _groups(path: str) -> list[Path]:

@@ -13,12 +13,8 @@ import msgspec
 from triarch.errors import CommandFailed, MissingProgram
 from triarch.host.process import run_async
 
-CAP_NET_ADMIN = 12
-CAP_SYS_ADMIN = 21
-
 KVM_API_VERSION = 12  # the only one there has ever been (Documentation/virt/kvm/api.rst)
 _KVM_GET_API_VERSION = 0xAE00
-_WHOLE_ID_RANGE = ["0", "0", "4294967295"]
 _VERSION = re.compile(r"\d+(?:\.\d+)+[^\s,)]*")
 
 # What makes a program tell its version; those without such an option are left out.
@@ -49,22 +45,6 @@ def kernel_version() -> tuple[int, int]:
     """Major and minor number; (0, 0) for a release that begins with no number."""
     match = re.match(r"(\d+)\.(\d+)", os.uname().release)
     return (int(match[1]), int(match[2])) if match else (0, 0)
-
-
-def capabilities() -> int:
-    """The effective set as a bit mask (capabilities(7)); empty where /proc does not tell."""
-    match = re.search(r"^CapEff:\s*([0-9a-f]+)$", _text("/proc/self/status"), re.MULTILINE)
-    return int(match[1], 16) if match else 0
-
-
-def has_capability(number: int) -> bool:
-    return bool(capabilities() >> number & 1)
-
-
-def in_user_namespace() -> bool:
-    """Whether ids here are not the host's own: root of a rootless container is not root (user_namespaces(7))."""
-    words = _text("/proc/self/uid_map").split()
-    return bool(words) and words != _WHOLE_ID_RANGE
 
 
 def knows_filesystem(kind: str) -> bool:

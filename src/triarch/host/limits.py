@@ -5,16 +5,19 @@ Containers get theirs from the container runtime; this is for programs that Tria
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from triarch.errors import Error, Failed
+from triarch.errors import Error, Failed, Unavailable
 from triarch.host.cgroup import CgroupTrees, cgroup_trees, remove
 
 _PERIOD_US = 100_000
+# What a plain user and a locked-down container hear; busy is a version 2 tree whose root has processes of its own.
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY)
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,7 +33,8 @@ def make_limited_group(path: str, limits: Limits) -> tuple[int, ...]:
     """Make the group in every tree that takes part, set its limits, and open its `cgroup.procs` files.
 
     A process that writes `0` to each of them is in the group. A limit whose controller the host lacks is left out.
-    Raises `Unavailable` without control groups, `Failed` when the kernel refuses; then nothing is left.
+    Raises `Unavailable` without control groups or without the right to make any, `Failed` when the kernel takes no such
+    limit; then nothing is left.
     """
     trees = cgroup_trees()
     opened: list[int] = []
@@ -46,7 +50,8 @@ def make_limited_group(path: str, limits: Limits) -> tuple[int, ...]:
             os.close(fd)
         with suppress(Error, OSError):
             remove(path)
-        raise Failed(f"cannot make control group {path}: {error.strerror}", path=path) from error
+        kind = Unavailable if error.errno in _REFUSALS else Failed
+        raise kind(f"cannot make control group {path}: {error.strerror}", path=path) from error
     return tuple(opened)
 
 

@@ -10,6 +10,7 @@ import struct
 from triarch.errors import Denied, Error, Failed, InUse, NotFound, Unsupported
 from triarch.host.netlink import Netlink
 
+TAP_DEVICE = "/dev/net/tun"
 _TUNSETIFF = 0x400454CA
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _IFREQ = struct.Struct("16sH22x")
@@ -49,7 +50,7 @@ def open_tap(name: str, bridge: str) -> int:
 def _create(name: str) -> int:
     fd = -1
     try:
-        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(TAP_DEVICE, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
         fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
     except OSError as error:
         if fd >= 0:

@@ -29,7 +29,8 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     user_id: int = 0
 
     @property
-    def privileged(self) -> bool:
+    def of_root(self) -> bool:
+        """Whose it is, and so where its files are; what its daemon may do is for `host.rights` to say."""
         return self.user_id == 0
 
     @property

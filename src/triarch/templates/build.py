@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import urllib.error
 import urllib.request
@@ -13,6 +12,7 @@ from pathlib import Path
 from triarch.errors import CommandFailed, Error, Exhausted, Failed, Invalid, Unavailable
 from triarch.host.files import free_space_bytes
 from triarch.host.process import run_async
+from triarch.host.rights import rights
 from triarch.model.names import check_template_name
 from triarch.model.operation import Progress
 from triarch.model.request import BuildTemplate
@@ -155,10 +155,14 @@ def _exists(address: str) -> bool:
 async def _bootstrap(request: BuildTemplate, sources: Sequence[str], archive: Path, progress: Report) -> None:
     packages = (*(_SYSTEM_PACKAGES if request.init is Init.SYSTEM else _APP_PACKAGES), *request.packages)
     complaints: list[str] = []
+    own = rights()
+    # Left to itself, mmdebstrap takes user 0 for root, and in a locked-down container fails at chroot(2) or chown(2).
+    mode = "auto" if own.chroot or own.user_id != 0 else "fakechroot"
     try:
         await run_async(
             [
                 "mmdebstrap",
+                f"--mode={mode}",
                 "--variant=minbase",
                 "--format=tar",
                 f"--include={','.join(packages)}",
@@ -170,7 +174,7 @@ async def _bootstrap(request: BuildTemplate, sources: Sequence[str], archive: Pa
             ],
             on_line=_listener(progress, complaints),
             # As a plain user, mmdebstrap's own root is a subordinate id that cannot enter a private workspace.
-            environment={"TMPDIR": str(archive.parent) if os.geteuid() == 0 else "/tmp"},
+            environment={"TMPDIR": str(archive.parent) if own.user_id == 0 else "/tmp"},
         )
     except CommandFailed as error:
         raise _explain(request, complaints, error) from error
@@ -195,9 +199,9 @@ def _explain(request: BuildTemplate, complaints: Sequence[str], error: CommandFa
         return Invalid(f"there is no package '{package}' in suite '{request.suite}'", package=package)
     if "No space left on device" in said or "You don't have enough free space" in said:
         return Exhausted(f"the disk is full: template '{request.name}' could not be built", hint="df -h")
-    if "unable to pick chroot mode" in said:
+    if re.search(r"unable to pick chroot mode|need working fakechroot", said):
         return Unavailable(
-            "a plain user builds templates with fakechroot or with subordinate ids in /etc/subuid; here is neither",
+            "without root's rights, a build needs fakechroot or subordinate ids in /etc/subuid: here is neither",
             hint="apt-get install fakechroot",
         )
     reason = complaints[0] if complaints else error.message

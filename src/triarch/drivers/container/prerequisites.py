@@ -13,6 +13,7 @@ from triarch.host.ext4 import make_delta_image
 from triarch.host.launcher.client import Launcher
 from triarch.host.launcher.protocol import Probe
 from triarch.host.process import find_program, run
+from triarch.host.rights import rights
 from triarch.model.instance import Instance
 
 _PROGRAMS = ("crun", "conmon", "mkfs.ext4")
@@ -23,10 +24,8 @@ _IMAGE_BYTES = 64 << 20
 
 async def check_host(instance: Instance, launcher: Launcher) -> str:
     """crun's version, when a machine can be assembled here. Raises `DriverUnavailable` or `MissingProgram`."""
-    if not instance.privileged:
-        raise DriverUnavailable(
-            f"containers need root, and this daemon runs as user {instance.user_id}", hint="run triarchd as root"
-        )
+    if obstacle := rights().obstacle:
+        raise DriverUnavailable(f"containers need root of the host: {obstacle.reason}", hint=obstacle.remedy)
     await asyncio.to_thread(_check_programs_and_kernel)
     _try_control_groups(instance)
     await _try_to_assemble(instance, launcher)

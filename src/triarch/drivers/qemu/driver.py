@@ -33,6 +33,7 @@ from triarch.guest.agent import Agent
 from triarch.guest.keys import AgentKeys, generate_keys
 from triarch.guest.protocol import Stop
 from triarch.host.measure import measure
+from triarch.host.rights import rights
 from triarch.host.spawn import reap
 from triarch.model.driver import DriverInfo, ExecRequest, Kind, MachineSpec, Observation, Resize, Usage
 from triarch.model.instance import Instance
@@ -63,7 +64,7 @@ class QemuDriver:
 
     async def probe(self) -> DriverInfo:
         """Start QEMU for a moment; for `kvm` run real guest code too."""
-        version = await probe.try_accelerator(self.accelerator, privileged=self._instance.privileged)
+        version = await probe.try_accelerator(self.accelerator, as_others=rights().other_users)
         return DriverInfo(name=self.name, kind=self.kind, version=version, capabilities=capabilities_of(self))
 
     def validate(self, machine: Machine) -> None:
@@ -120,7 +121,7 @@ class QemuDriver:
         watch: Watch | None = None
         try:
             run.write_record(record)
-            process = launch(spec, run, config, self.accelerator, privileged=self._instance.privileged)
+            process = launch(spec, run, config, self.accelerator)
             watch = self._watches.take(run, record, starting=True)
             if watch is None:
                 reap(process.pid)

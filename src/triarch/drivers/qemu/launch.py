@@ -16,6 +16,7 @@ from triarch.host.kvm import groups_that_may_open
 from triarch.host.limits import Limits, make_limited_group
 from triarch.host.locks import lock_file
 from triarch.host.pidfd import ProcessId
+from triarch.host.rights import rights
 from triarch.host.spawn import FIRST_FD, Detached, Identity, spawn
 from triarch.host.tap import open_tap
 from triarch.model.driver import MachineSpec
@@ -31,15 +32,14 @@ _OVERHEAD_SHARE = 16
 _OVERHEAD_THREADS = 128
 
 
-def launch(
-    spec: MachineSpec, run: Run, config: GuestConfig, accelerator: Accelerator, *, privileged: bool
-) -> ProcessId:
+def launch(spec: MachineSpec, run: Run, config: GuestConfig, accelerator: Accelerator) -> ProcessId:
     """Start QEMU (blocking, milliseconds). It owns the delta's lock and the tap from then on.
 
+    It runs as the machine's own user where this process may start programs as others, else as the daemon's.
     Raises `Busy` when something holds the delta, and whatever the pieces raise; then nothing of it is left but files
     of `run`, which `Run.remove` takes away, and the control group.
     """
-    owner = spec.machine.ids.base if privileged else None
+    owner = spec.machine.ids.base if rights().other_users else None
     with ExitStack() as held:
         fds = _Descriptors(held)
         wiring = _wire(spec, run, config, fds, owner)
@@ -51,7 +51,7 @@ def launch(
                 fds=fds.sources,
                 stderr_fd=stderr_fd,
                 process_id_fd=process_id_fd,
-                cgroup_fds=_enter_group(spec, held, privileged=privileged),
+                cgroup_fds=_enter_group(spec, held),
                 identity=None if owner is None else _identity(owner, accelerator),
                 max_file_bytes=Path(spec.delta_path).stat().st_size,
             )
@@ -148,10 +148,9 @@ def _identity(owner: int, accelerator: Accelerator) -> Identity:
     return Identity(user_id=owner, group_id=owner, groups=groups or ())
 
 
-def _enter_group(spec: MachineSpec, held: ExitStack, *, privileged: bool) -> tuple[int, ...]:
+def _enter_group(spec: MachineSpec, held: ExitStack) -> tuple[int, ...]:
+    """Where the host lets us make none, a machine runs without limits other than its memory and processors."""
     try:
-        if not privileged:
-            raise Unavailable("only root makes control groups")
         fds = make_limited_group(spec.cgroup, _limits(spec.machine))
     except Unavailable as error:
         cpus = spec.machine.resources.cpus

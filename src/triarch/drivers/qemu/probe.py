@@ -33,17 +33,17 @@ _SYS_IOPERM = 173
 _LOAD_ADDRESS = 0x400000
 
 
-async def try_accelerator(accelerator: Accelerator, *, privileged: bool) -> str:
+async def try_accelerator(accelerator: Accelerator, *, as_others: bool) -> str:
     """QEMU's version. Raises `MissingProgram`, or `DriverUnavailable` with the reason.
 
-    A `privileged` daemon gives its machines users without rights, who have to get at the device as well.
+    `as_others`: machines run as users of their own, who have to get at the device as well.
     """
     output = (await run_async((PROGRAM, "--version"))).decode(errors="replace")
     match = _VERSION.search(output)
     if match is None:
         raise DriverUnavailable(f"{PROGRAM} does not tell its version")
     if accelerator is Accelerator.KVM:
-        await _try_kvm(privileged=privileged)
+        await _try_kvm(as_others=as_others)
     else:
         await _try_firmware()
     return match[1]
@@ -58,12 +58,12 @@ async def _try_firmware() -> None:
         await _run((PROGRAM, *machine, *_COMMON, "-bios", str(firmware)), _FIRMWARE_SECONDS)
 
 
-async def _try_kvm(*, privileged: bool) -> None:
+async def _try_kvm(*, as_others: bool) -> None:
     """First a loop on the bare device, then, where the guest pack is there already, its kernel up to user space."""
     reason = await asyncio.to_thread(why_guests_do_not_run)
     if reason is not None:
         raise DriverUnavailable(f"KVM cannot run guests here: {reason}", hint="triarch create --as hosted")
-    if privileged and groups_that_may_open() is None:
+    if as_others and groups_that_may_open() is None:
         raise DriverUnavailable(
             f"KVM works, but QEMU runs unprivileged and no group but root's may open {DEVICE}",
             hint=f"chgrp kvm {DEVICE} && chmod 0660 {DEVICE}",
