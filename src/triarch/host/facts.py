@@ -6,6 +6,7 @@ import asyncio
 import fcntl
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -114,9 +115,19 @@ async def program_version(name: str, timeout_seconds: float) -> str | None:
 
 async def user_namespace_error(timeout_seconds: float) -> str | None:
     """Make a user and a network namespace for a moment; None when that works, else why not."""
+    return await _namespace_error(("--user", "--net"), timeout_seconds)
+
+
+async def subordinate_ids_error(timeout_seconds: float) -> str | None:
+    """Become root over this user's subordinate ids (subuid(5)) and mount /proc there; None when that works."""
+    options = ("--map-root-user", "--map-auto", "--mount", "--pid", "--fork", "--mount-proc")
+    return await _namespace_error(options, timeout_seconds)
+
+
+async def _namespace_error(options: Sequence[str], timeout_seconds: float) -> str | None:
     try:
         async with asyncio.timeout(timeout_seconds):
-            await run_async(["unshare", "--user", "--net", "true"])
+            await run_async(("unshare", *options, "true"))
     except CommandFailed as error:
         return error.stderr_tail.rpartition(": ")[2].lower() or error.message
     except (MissingProgram, TimeoutError) as error:

@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from triarch.errors import CommandFailed, Error, Exhausted, Failed, Invalid, Unavailable
+from triarch.host.facts import subordinate_ids_error
 from triarch.host.files import free_space_bytes
-from triarch.host.process import run_async
+from triarch.host.process import find_program, run_async
 from triarch.host.rights import rights
 from triarch.model.names import check_template_name
 from triarch.model.operation import Progress
@@ -65,12 +66,13 @@ _ROLLING = ("sid", "unstable")
 # mmdebstrap keeps the unpacked tree, its packages, the archive and the image at once.
 _NEEDED_BYTES = 1 << 30
 _MIRROR_TIMEOUT_SECONDS = 15
+_TRIAL_SECONDS = 10.0
 
 
 async def build_tree(request: BuildTemplate, workspace: Path, progress: Report) -> TreeDraft:
     """Build `request.suite` in `workspace` and make an image of it.
 
-    Works as root, and as a plain user where mmdebstrap can use a user namespace (subordinate ids) or fakechroot. The
+    Works as root, and without its rights where there are subordinate ids or fakechroot. The
     only traffic is to the mirror. Cancelling ends every process and mount. Raises `Invalid` for names and packages that
     do not exist, `Unavailable` when the mirror does not answer, `Exhausted`, `MissingProgram`, `Failed`.
     """
@@ -155,9 +157,7 @@ def _exists(address: str) -> bool:
 async def _bootstrap(request: BuildTemplate, sources: Sequence[str], archive: Path, progress: Report) -> None:
     packages = (*(_SYSTEM_PACKAGES if request.init is Init.SYSTEM else _APP_PACKAGES), *request.packages)
     complaints: list[str] = []
-    own = rights()
-    # Left to itself, mmdebstrap takes user 0 for root, and in a locked-down container fails at chroot(2) or chown(2).
-    mode = "auto" if own.chroot or own.user_id != 0 else "fakechroot"
+    mode = await _mode()
     try:
         await run_async(
             [
@@ -173,11 +173,27 @@ async def _bootstrap(request: BuildTemplate, sources: Sequence[str], archive: Pa
                 *sources,
             ],
             on_line=_listener(progress, complaints),
-            # As a plain user, mmdebstrap's own root is a subordinate id that cannot enter a private workspace.
-            environment={"TMPDIR": str(archive.parent) if own.user_id == 0 else "/tmp"},
+            # The root of mode `unshare` is a subordinate id, which cannot enter a private workspace.
+            environment={"TMPDIR": "/tmp" if mode == "unshare" else str(archive.parent)},
         )
     except CommandFailed as error:
         raise _explain(request, complaints, error) from error
+
+
+async def _mode() -> str:
+    """How mmdebstrap is to work (its option --mode).
+
+    Its own choice takes user 0 for root, who in a locked-down container fails at chroot(2) or chown(2), and loses its
+    way where newuidmap(1) is there but may not act (setuid programs may be refused: PR_SET_NO_NEW_PRIVS).
+    """
+    own = rights()
+    if own.chroot:
+        return "root"
+    if own.user_id != 0 and await subordinate_ids_error(_TRIAL_SECONDS) is None:
+        return "unshare"
+    for program in ("fakechroot", "fakeroot"):
+        find_program(program)
+    return "fakechroot"
 
 
 def _listener(progress: Report, complaints: list[str]) -> Callable[[str], None]:
@@ -199,11 +215,6 @@ def _explain(request: BuildTemplate, complaints: Sequence[str], error: CommandFa
         return Invalid(f"there is no package '{package}' in suite '{request.suite}'", package=package)
     if "No space left on device" in said or "You don't have enough free space" in said:
         return Exhausted(f"the disk is full: template '{request.name}' could not be built", hint="df -h")
-    if re.search(r"unable to pick chroot mode|need working fakechroot", said):
-        return Unavailable(
-            "without root's rights, a build needs fakechroot or subordinate ids in /etc/subuid: here is neither",
-            hint="apt-get install fakechroot",
-        )
     reason = complaints[0] if complaints else error.message
     if re.search(r"Failed to fetch|Could not resolve|Temporary failure resolving|Unable to connect", said):
         return Unavailable(f"the mirror failed while template '{request.name}' was built: {reason}")
