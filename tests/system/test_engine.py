@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from engine_rig import Collected, Engineer, add_tiny_template, engineer_at, machine_request, new_engine
 
@@ -15,6 +17,7 @@ from triarch.model.instance import instance_at
 from triarch.model.machine import CreateMachine, RenameMachine, StopMachine, SwitchMachine
 from triarch.model.resources import Resources
 from triarch.model.state import State
+from triarch.storage.directory import DirectoryPool
 
 
 @pytest.fixture
@@ -145,6 +148,22 @@ async def test_refusals_name_the_object_and_what_was_needed(web: Engineer) -> No
             CreateMachine(name="x", template="tiny", network="none", forwards=({"host_port": 1, "machine_port": 1},))  # type: ignore[arg-type]
         )
     assert [view.name for view in engine.machines()] == ["web"]
+
+
+async def test_a_template_is_in_use_by_its_name_and_not_by_its_tree(web: Engineer, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        archive = tmp_path / f"{name}.tar"
+        with tarfile.open(archive, "w") as tar:
+            tar.addfile(tarfile.TarInfo("./etc"))
+        await web.done(await web.engine.import_template(name, archive))
+    one, two = web.engine.template("one"), web.engine.template("two")
+    assert one.digest == two.digest
+    await web.done(await web.engine.create(msgspec.structs.replace(machine_request("user"), template="one")))
+    await web.done(await web.engine.delete_template("two"))
+    with pytest.raises(InUse, match="template 'one' is in use by 'user'"):
+        await web.engine.delete_template("one")
+    layer = DirectoryPool("default", Path(web.engine.instance.state_dir) / "pool").verify_layer(one.layers[0])
+    assert layer.exists()
 
 
 async def test_more_than_the_host_has_is_refused(web: Engineer) -> None:

@@ -373,8 +373,10 @@ class Engine:
         templates = self._services.templates.levels(name) if level is None else (self.template(ref),)
         if not templates:
             self.template(ref)
-        digests = {template.digest for template in templates}
-        users = [k.value.name for k in self._services.machines.all() if k.value.template.digest in digests]
+        # Not by digest: two names may stand for the same tree.
+        levels = {template.level for template in templates}
+        stands_on = ((kept.value.name, kept.value.template) for kept in self._services.machines.all())
+        users = [machine for machine, base in stands_on if base.name == name and base.level in levels]
         if users:
             shown = ", ".join(f"'{user}'" for user in users[:5]) + (" …" if len(users) > 5 else "")
             raise InUse(f"template '{ref}' is in use by {shown}", hint=f"triarch delete {users[0]}", template=ref)
