@@ -5,15 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import click
 import pytest
 
-from triarch.cli.arguments import CommandAfterName, parse_environment, without_dashes
+from triarch.cli.arguments import CommandAfterName, parse_environment, resource_options, without_dashes
 from triarch.cli.machines import parse_forward
-from triarch.cli.output import age
+from triarch.cli.output import age, plain
+from triarch.client import Client
 from triarch.client.problems import error_of, error_of_response
 from triarch.errors import CommandFailed, Error, Failed, Invalid, MissingProgram, NotFound
+from triarch.model.instance import instance_at
 from triarch.model.network import Forward
 from triarch.model.operation import Problem
 
@@ -100,3 +103,34 @@ def test_a_command_imports_only_what_it_needs() -> None:
     modules = set(done.stdout.split())
     assert "triarch.cli.look" in modules
     assert not modules & {"rich", "yaml", "wsproto", "asyncio", "litestar", "triarch.cli.machines", "subprocess"}
+
+
+def test_control_characters_of_strangers_are_shown_and_not_obeyed() -> None:
+    assert plain("Debian 12 (ü日本)") == "Debian 12 (ü日本)"
+    assert plain("a\x1b[31mb\r\n\u202e\udc80") == "a\\x1b[31mb\\r\\n\\u202e\\udc80"
+    assert plain("a\nb\x07", keep="\n") == "a\nb\\x07"
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("--cpus nan", "not a number"),
+        ("--cpus 0", "not in the range"),
+        ("--memory 1", "at least 16.0 MiB"),
+        ("--disk 1M", "at least 64.0 MiB"),
+        ("--pids 1", "not in the range"),
+    ],
+)
+def test_limits_that_are_none_are_refused_before_anything_is_asked(words: str, complaint: str) -> None:
+    @click.command()
+    @resource_options
+    def limited(**_: object) -> None:
+        return
+
+    with pytest.raises(click.UsageError, match=complaint):
+        limited.main(words.split(), standalone_mode=False)
+
+
+def test_only_whole_ordinary_files_are_uploaded(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="no ordinary file"):
+        Client(instance_at(tmp_path)).import_template("x", Path("/dev/zero"))

@@ -15,6 +15,7 @@ from triarch.cli.session import Session
 from triarch.errors import Error, Invalid
 
 PROGRAM = "triarch"
+NEW_LINE = "\n"
 EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
 
 # In the order of the help page: command, module of `triarch.cli`.
@@ -116,6 +117,8 @@ def run(arguments: list[str]) -> int:
         # Whoever read the output has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return EXIT_BROKEN_PIPE
+    except UnicodeEncodeError as error:
+        return _complain(f"not valid UTF-8: {error.object!r}", None, EXIT_USAGE)
     except OSError as error:
         return _complain(f"{error.filename or 'system'}: {error.strerror or error}", None, EXIT_ERROR)
     except Exception as error:
@@ -139,9 +142,9 @@ def _complain(message: str, hint: str | None, code: int) -> int:
 
 def complain(message: str, hint: str | None) -> None:
     """An error as people read it, on standard error."""
-    from triarch.cli.output import style
+    from triarch.cli.output import plain, style
 
     sys.stdout.flush()
-    print(f"{style('error:', 'red', sys.stderr)} {message}", file=sys.stderr)
+    print(f"{style('error:', 'red', sys.stderr)} {plain(message.rstrip(), keep=NEW_LINE)}", file=sys.stderr)
     if hint:
-        print(f"{style('hint:', 'cyan', sys.stderr)} {hint}", file=sys.stderr)
+        print(f"{style('hint:', 'cyan', sys.stderr)} {plain(hint)}", file=sys.stderr)

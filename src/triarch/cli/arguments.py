@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import click
 
 from triarch.errors import Invalid
-from triarch.model.resources import Resources, parse_size
+from triarch.model.resources import MIN_DISK_BYTES, MIN_MEMORY_BYTES, Resources, format_size, parse_size
 
 Decorator = Callable[[Any], Any]
 
@@ -78,29 +79,49 @@ def machine_argument(*, many: bool = False) -> Decorator:
     return click.argument("name", shell_complete=_complete_machines)
 
 
+class Number(click.FloatRange):
+    """A number in a range; `nan`, which no range keeps out, is none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        number = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a number", param, ctx)
+        return number
+
+
 class SizeType(click.ParamType[int]):
-    """`512M`, `2G`: bytes."""
+    """`512M`, `2G`: bytes, at least `minimum_bytes`."""
 
     name = "size"
+
+    def __init__(self, minimum_bytes: int) -> None:
+        self._minimum_bytes = minimum_bytes
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
         try:
-            return parse_size(value)
+            size_bytes = parse_size(value)
         except Invalid as error:
             self.fail(error.message, param, ctx)
+        if size_bytes < self._minimum_bytes:
+            self.fail(f"'{value}' is too little: it needs at least {format_size(self._minimum_bytes)}", param, ctx)
+        return size_bytes
 
 
 def resource_options(command: Any) -> Any:
     """The limits of a machine; `resources_of` reads them."""
     return apply_all(
         command,
-        click.option("--cpus", type=float, metavar="N", help="Processors, also a fraction: 0.5."),
-        click.option("--memory", type=SizeType(), metavar="SIZE", help="Memory, such as 512M."),
-        click.option("--disk", type=SizeType(), metavar="SIZE", help="Room for what it writes (10G)."),
-        click.option("--pids", type=int, metavar="N", help="The most processes and threads."),
-        click.option("--io-weight", type=int, metavar="N", help="Share of the disk, 10 to 1000 (100)."),
+        click.option(
+            "--cpus", type=Number(0, 4096, min_open=True), metavar="N", help="Processors, also a fraction: 0.5."
+        ),
+        click.option("--memory", type=SizeType(MIN_MEMORY_BYTES), metavar="SIZE", help="Memory, such as 512M."),
+        click.option("--disk", type=SizeType(MIN_DISK_BYTES), metavar="SIZE", help="Room for what it writes (10G)."),
+        click.option("--pids", type=click.IntRange(16, 1 << 22), metavar="N", help="The most processes and threads."),
+        click.option(
+            "--io-weight", type=click.IntRange(10, 1000), metavar="N", help="Share of the disk, 10 to 1000 (100)."
+        ),
     )
 
 

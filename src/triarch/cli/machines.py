@@ -8,6 +8,7 @@ import click
 
 from triarch.cli.arguments import (
     CommandAfterDashes,
+    Number,
     apply_all,
     machine_argument,
     parse_environment,
@@ -15,9 +16,9 @@ from triarch.cli.arguments import (
     resources_of,
 )
 from triarch.cli.output import output_option, print_record, print_value
-from triarch.cli.progress import finish
+from triarch.cli.progress import each, finish
 from triarch.cli.session import Session
-from triarch.errors import Error, Invalid
+from triarch.errors import Invalid
 from triarch.model.machine import CreateMachine, MachineView, StopMachine, SwitchMachine
 from triarch.model.network import Forward
 from triarch.model.template import Init
@@ -110,33 +111,17 @@ def _create(ctx: click.Context, values: dict[str, Any], *, start: bool) -> Machi
     return session.client.machine(operation.target.partition("/")[2])
 
 
-def _each(names: tuple[str, ...], act: Any) -> int:
-    """Do it to every machine named; one that fails does not keep the others from it. The exit code for all."""
-    from triarch.cli.app import EXIT_ERROR, complain
-
-    failed = False
-    for name in names:
-        try:
-            act(name)
-        except Error as error:
-            if len(names) == 1:
-                raise
-            complain(error.message, error.hint)
-            failed = True
-    return EXIT_ERROR if failed else 0
-
-
 @click.command("start")
 @machine_argument(many=True)
 @click.pass_obj
 def start_command(session: Session, names: tuple[str, ...]) -> int:
     """Start machines."""
     client = session.client
-    return _each(names, lambda name: finish(client, client.start(name)))
+    return each(names, lambda name: finish(client, client.start(name)))
 
 
 _timeout_option = click.option(
-    "--timeout", "timeout_seconds", type=click.FloatRange(0, 86400), default=60.0, show_default=True, metavar="SECONDS"
+    "--timeout", "timeout_seconds", type=Number(0, 86400), default=60.0, show_default=True, metavar="SECONDS"
 )
 
 
@@ -148,7 +133,7 @@ _timeout_option = click.option(
 def stop_command(session: Session, names: tuple[str, ...], timeout_seconds: float, force: bool) -> int:
     """Ask machines to end, and wait until they have."""
     client, request = session.client, StopMachine(timeout_seconds=timeout_seconds, force=force)
-    return _each(names, lambda name: finish(client, client.stop(name, request)))
+    return each(names, lambda name: finish(client, client.stop(name, request)))
 
 
 @click.command("restart")
@@ -159,7 +144,7 @@ def stop_command(session: Session, names: tuple[str, ...], timeout_seconds: floa
 def restart_command(session: Session, names: tuple[str, ...], timeout_seconds: float, force: bool) -> int:
     """Stop machines and start them again."""
     client, request = session.client, StopMachine(timeout_seconds=timeout_seconds, force=force)
-    return _each(names, lambda name: finish(client, client.restart(name, request)))
+    return each(names, lambda name: finish(client, client.restart(name, request)))
 
 
 @click.command("kill")
@@ -168,7 +153,7 @@ def restart_command(session: Session, names: tuple[str, ...], timeout_seconds: f
 def kill_command(session: Session, names: tuple[str, ...]) -> int:
     """End machines now, without their consent."""
     client = session.client
-    return _each(names, lambda name: finish(client, client.kill(name)))
+    return each(names, lambda name: finish(client, client.kill(name)))
 
 
 @click.command("pause")
@@ -177,7 +162,7 @@ def kill_command(session: Session, names: tuple[str, ...]) -> int:
 def pause_command(session: Session, names: tuple[str, ...]) -> int:
     """Freeze running machines; they keep their memory."""
     client = session.client
-    return _each(names, lambda name: finish(client, client.pause(name)))
+    return each(names, lambda name: finish(client, client.pause(name)))
 
 
 @click.command("resume")
@@ -186,7 +171,7 @@ def pause_command(session: Session, names: tuple[str, ...]) -> int:
 def resume_command(session: Session, names: tuple[str, ...]) -> int:
     """Let paused machines go on."""
     client = session.client
-    return _each(names, lambda name: finish(client, client.resume(name)))
+    return each(names, lambda name: finish(client, client.resume(name)))
 
 
 @click.command("delete")
@@ -196,7 +181,7 @@ def resume_command(session: Session, names: tuple[str, ...]) -> int:
 def delete_command(session: Session, names: tuple[str, ...], force: bool) -> int:
     """Delete machines and what they wrote."""
     client = session.client
-    return _each(names, lambda name: finish(client, client.delete(name, force=force)))
+    return each(names, lambda name: finish(client, client.delete(name, force=force)))
 
 
 @click.command("rename")
@@ -212,7 +197,7 @@ def rename_command(session: Session, name: str, new_name: str) -> None:
 @machine_argument()
 @click.option("--to", "architecture", metavar="ARCH", required=True, help="The architecture to run under.")
 @click.option("--check", is_flag=True, help="Only say whether it would be possible.")
-@click.option("--timeout", "timeout_seconds", type=click.FloatRange(0, 86400), default=60.0, metavar="SECONDS")
+@click.option("--timeout", "timeout_seconds", type=Number(0, 86400), default=60.0, metavar="SECONDS")
 @click.pass_obj
 def switch_command(session: Session, name: str, architecture: str, check: bool, timeout_seconds: float) -> None:
     """Run a machine under another architecture; nothing is converted and nothing is copied."""

@@ -35,6 +35,20 @@ def colored(stream: TextIO) -> bool:
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
+def plain(text: str, keep: str = "") -> str:
+    """`text` with everything that would move a terminal's cursor or change how it looks as escapes.
+
+    Some of what is printed was chosen by strangers: a template's system name, a word of a command, what a tool said.
+    `keep` are control characters that may stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or character in keep else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 def style(text: str, color: str, stream: TextIO) -> str:
     return f"\x1b[{_CODES[color]}m{text}\x1b[0m" if colored(stream) else text
 
@@ -68,7 +82,7 @@ def print_rows(rows: Sequence[T], columns: Sequence[Column[T]], output_format: s
 
         writer = csv.writer(sys.stdout, lineterminator="\n")
         writer.writerow(column.title.lower() for column in columns)
-        writer.writerows([column.machine_value(row) for column in columns] for row in rows)
+        writer.writerows([plain(column.machine_value(row), keep="\n\t") for column in columns] for row in rows)
     else:
         print_value(rows, output_format)
 
@@ -88,7 +102,7 @@ def print_record(value: T, columns: Sequence[Column[T]], output_format: str) -> 
         width = max(len(column.title) for column in columns) + 1
         for column in columns:
             title = style(f"{column.title}:".ljust(width), "bold", sys.stdout)
-            print(f"{title}  {_paint(column, value, column.show(value))}".rstrip())
+            print(f"{title}  {_paint(column, value, plain(column.show(value)))}".rstrip())
     elif output_format == "csv":
         print_rows((value,), columns, "csv")
     else:
@@ -96,7 +110,7 @@ def print_record(value: T, columns: Sequence[Column[T]], output_format: str) -> 
 
 
 def _print_table(rows: Sequence[T], columns: Sequence[Column[T]]) -> None:
-    cells = [[column.show(row) for column in columns] for row in rows]
+    cells = [[plain(column.show(row)) for column in columns] for row in rows]
     widths = [max([len(column.title), *(len(line[i]) for line in cells)]) for i, column in enumerate(columns)]
     header = GAP.join(_align(column, column.title, width) for column, width in zip(columns, widths, strict=True))
     lines = [style(header.rstrip(), "bold", sys.stdout)]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TextIO
 
+from triarch.cli.output import plain
 from triarch.client.problems import error_of
-from triarch.errors import Conflict, DaemonUnavailable
+from triarch.errors import Conflict, DaemonUnavailable, Error
 
 if TYPE_CHECKING:
     from triarch.client import Client
@@ -37,6 +39,22 @@ def finish(client: Client, operation: Operation, *, cancels: bool = True) -> Ope
     if operation.error is not None:
         raise error_of(operation.error)
     return operation
+
+
+def each(names: Sequence[str], act: Callable[[str], object]) -> int:
+    """Do it to everything named; one that fails does not keep the others from it. The exit code for all."""
+    from triarch.cli.app import EXIT_ERROR, complain
+
+    failed = False
+    for name in names:
+        try:
+            act(name)
+        except Error as error:
+            if len(names) == 1:
+                raise
+            complain(error.message, error.hint)
+            failed = True
+    return EXIT_ERROR if failed else 0
 
 
 def _wait(client: Client, operation: Operation) -> Operation:
@@ -80,7 +98,7 @@ def _wait_plain(client: Client, operation: Operation, stream: TextIO) -> Operati
 def _describe(operation: Operation) -> str:
     progress = operation.progress
     percent = "" if progress.fraction is None else f" {progress.fraction:.0%}"
-    what = progress.text or progress.step
+    what = plain(progress.text or progress.step)
     target = operation.target.partition("/")[2]
     subject = operation.verb if operation.target.startswith("instance/") else f"{operation.verb} {target}"
     return f"{subject}: {what}{percent}" if what else f"{subject} …"

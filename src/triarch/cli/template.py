@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from triarch.cli.app import unknown_command
-from triarch.cli.output import Column, age, join, output_option, print_record, print_rows
-from triarch.cli.progress import finish
+from triarch.cli.output import Column, age, join, output_option, plain, print_record, print_rows
+from triarch.cli.progress import each, finish
 from triarch.cli.session import Session
 from triarch.model.request import BuildTemplate
 from triarch.model.resources import format_size
@@ -114,13 +114,13 @@ def template_import(session: Session, name: str, file: Path) -> None:
 
 def _print_made(session: Session, name: str) -> None:
     template = session.client.template(name)
-    print(f"template {template.ref}  {template.os_name or 'unknown system'}  {format_size(template.size_bytes)}")
+    print(f"template {template.ref}  {plain(template.os_name) or 'unknown system'}  {format_size(template.size_bytes)}")
 
 
 @template_command.command("delete")
 @click.argument("templates", metavar="TEMPLATE...", nargs=-1, required=True)
 @click.pass_obj
-def template_delete(session: Session, templates: tuple[str, ...]) -> None:
+def template_delete(session: Session, templates: tuple[str, ...]) -> int:
     """Delete templates, or single levels of them."""
-    for template in templates:
-        finish(session.client, session.client.delete_template(template))
+    client = session.client
+    return each(templates, lambda template: finish(client, client.delete_template(template)))

@@ -7,7 +7,7 @@ import msgspec
 
 from triarch.cli import terminal
 from triarch.cli.arguments import machine_argument
-from triarch.cli.output import print_value
+from triarch.cli.output import plain, print_value
 from triarch.cli.progress import finish
 from triarch.cli.session import Session
 from triarch.errors import Invalid, NotFound
@@ -45,7 +45,7 @@ def events_command(session: Session, output_format: str) -> None:
             print("---")
             print_value(event, "yaml")
         else:
-            print(_line(event), flush=True)
+            print(plain(_line(event)), flush=True)
 
 
 def _line(event: Event) -> str:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 from urllib.parse import quote
 
 import msgspec
 
 from triarch.client.connection import Connection, Upload, connect
 from triarch.client.problems import error_of
-from triarch.errors import Failed
+from triarch.errors import Failed, Invalid
 from triarch.model.driver import Architecture, ExecRequest, Usage
 from triarch.model.event import Event
 from triarch.model.instance import Instance
@@ -193,10 +194,12 @@ class Client:
         return self._change("POST", "/1/templates", request)
 
     def import_template(self, name: str, archive: Path) -> Operation:
-        """Upload a root file system archive. Raises `OSError` when it cannot be read."""
+        """Upload a root file system archive. Raises `Invalid` for no file, `OSError` when it cannot be read."""
         with archive.open("rb") as file:
-            pieces = iter(lambda: file.read(UPLOAD_PIECE_BYTES), b"")
-            upload = Upload("application/octet-stream", os.fstat(file.fileno()).st_size, pieces)
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Invalid(f"cannot import '{archive}': it is no ordinary file")
+            upload = Upload("application/octet-stream", status.st_size, _pieces_of(file, archive, status.st_size))
             body = self._connection.request("PUT", f"/1/templates/{quote(name, safe='')}", upload)
         return self._decode(body, Operation)
 
@@ -237,6 +240,17 @@ class Client:
         from triarch.client.stream import read_events
 
         return read_events(connect(self._socket_path, self._timeout_seconds))
+
+
+def _pieces_of(file: BinaryIO, path: Path, size_bytes: int) -> Iterator[bytes]:
+    """Exactly `size_bytes`: what is appended meanwhile is left out. Raises `Failed` when the file was cut."""
+    left = size_bytes
+    while left:
+        piece = file.read(min(left, UPLOAD_PIECE_BYTES))
+        if not piece:
+            raise Failed(f"'{path}' was cut while it was read: {left} of {size_bytes} bytes are missing")
+        left -= len(piece)
+        yield piece
 
 
 def _machine(name: str) -> str:

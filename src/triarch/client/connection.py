@@ -84,7 +84,9 @@ class Connection:
         except TimeoutError as error:
             raise TimedOut(f"the daemon has not answered {method} {target} for {silence:g} s") from error
         except (OSError, h11.RemoteProtocolError) as error:
-            raise DaemonUnavailable(f"the daemon ended before it had answered {method} {target}") from error
+            raise DaemonUnavailable(
+                f"the daemon ended before it had answered {method} {target}", hint="triarch list"
+            ) from error
         finally:
             self._finish()
 

@@ -12,11 +12,14 @@ from triarch.errors import Invalid
 _SIZE = re.compile(r"(\d{1,19})(?:\.(\d{1,19}))?\s*([KMGT]?)(?:i?B)?\Z", re.IGNORECASE | re.ASCII)
 _FACTOR = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
+MIN_MEMORY_BYTES = 16 << 20
+MIN_DISK_BYTES = 64 << 20
+
 Cpus = Annotated[float, msgspec.Meta(gt=0, le=4096)]
-MemoryBytes = Annotated[int, msgspec.Meta(ge=16 << 20, le=1 << 46)]
+MemoryBytes = Annotated[int, msgspec.Meta(ge=MIN_MEMORY_BYTES, le=1 << 46)]
 Pids = Annotated[int, msgspec.Meta(ge=16, le=1 << 22)]
 IoWeight = Annotated[int, msgspec.Meta(ge=10, le=1000)]
-DiskBytes = Annotated[int, msgspec.Meta(ge=64 << 20, le=1 << 46)]
+DiskBytes = Annotated[int, msgspec.Meta(ge=MIN_DISK_BYTES, le=1 << 46)]
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
