@@ -67,7 +67,7 @@ class Ground:
     @property
     def few_rounds(self) -> int:
         """For what takes seconds."""
-        return max(2, self.rounds // 5)
+        return max(2, self.rounds // 3)
 
     # -- the instance
 
