@@ -6,6 +6,7 @@ root of a locked-down container has few of the first, root of a user namespace f
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 from enum import IntEnum
@@ -14,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 _HOST_ID_COUNT = 2**32 - 1
+_NS_GET_USERNS = 0xB701
 
 
 class Capability(IntEnum):
@@ -60,11 +62,15 @@ class Obstacle(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Rights(msgspec.Struct, frozen=True, kw_only=True):
-    """`capabilities` is the effective set as a bit mask; `id_count` tells how many user ids exist for this process."""
+    """`capabilities` is the effective set as a bit mask; `id_count` tells how many user ids exist for this process.
+
+    `own_network`: whether capabilities count in the network namespace that this process is in.
+    """
 
     user_id: int
     capabilities: int
     id_count: int
+    own_network: bool = True
 
     def has(self, capability: Capability) -> bool:
         return bool(self.capabilities >> capability & 1)
@@ -101,6 +107,11 @@ class Rights(msgspec.Struct, frozen=True, kw_only=True):
         return self.host_ids and not self.lacks(*_OTHER_USERS_NEED)
 
     @property
+    def networks(self) -> bool:
+        """Whether interfaces and packet filters can be looked at and made."""
+        return self.own_network and self.has(Capability.CAP_NET_ADMIN)
+
+    @property
     def chroot(self) -> bool:
         """Whether packages can be installed into a tree as its root."""
         return self.user_id == 0 and self.id_count >= _CHROOT_ID_COUNT and not self.lacks(*_CHROOT_NEEDS)
@@ -113,7 +124,23 @@ def rights() -> Rights:
         user_id=os.geteuid(),
         capabilities=int(effective[1], 16) if effective else 0,
         id_count=mapped_ids(_text("/proc/self/uid_map")),
+        own_network=_owns_network(),
     )
+
+
+def _owns_network() -> bool:
+    """Whether our user namespace is the owner of our network namespace, or above it (ioctl_ns(2))."""
+    try:
+        fd = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        os.close(fcntl.ioctl(fd, _NS_GET_USERNS))
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return True
 
 
 def mapped_ids(uid_map: str) -> int:

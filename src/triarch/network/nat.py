@@ -13,7 +13,7 @@ from triarch.host import iptables, nft, sysctl
 from triarch.host.dnsmasq import Dnsmasq
 from triarch.host.netlink import Netlink
 from triarch.host.process import find_program
-from triarch.host.rights import Capability, rights
+from triarch.host.rights import rights
 from triarch.model.instance import Instance
 from triarch.model.machine import Machine
 from triarch.model.names import check_machine_name
@@ -131,7 +131,7 @@ class NatNetwork:
         async with self._lock:
             await self._dns.clear()
             self._filtered = None
-            if rights().has(Capability.CAP_NET_ADMIN):
+            if rights().networks:
                 await asyncio.to_thread(self._remove)
 
     async def _ensure(self, subnet: IPv4Network) -> None:
