@@ -36,9 +36,6 @@ _CHUNK_BYTES = 65536
 # dropbear refuses commands of more than 9,000 bytes; longer requests are sent ahead of their command.
 _MAX_COMMAND_BYTES = 8000
 MAX_REQUEST_BYTES = 2 << 20
-# dropbear 2022.83 now and then closes a new session while another one's command ends. It confirms a command before it
-# closes anything, so a session that closes without that has run nothing and can be asked for again.
-_SESSION_TRIES = 5
 
 
 class Stdio(Protocol):
@@ -96,10 +93,12 @@ class Agent:
             if kept.exit_status != 0:
                 raise Unavailable(f"the machine's agent did not take a request of {len(encoded)} bytes")
             command = f"r:{number}"
-        for _ in range(_SESSION_TRIES - 1):
-            with contextlib.suppress(_SessionRefused):
-                return await _open_session(connection, request, command)
-        return await _open_session(connection, request, command)
+        return await connection.create_process(
+            command,
+            encoding=None,
+            term_type=request.environment.get("TERM", "xterm-256color") if request.terminal else None,
+            term_size=(request.columns, request.rows) if request.terminal else (),
+        )
 
     async def _connect(self, timeout_seconds: float) -> SSHClientConnection:
         async with self._connecting:
@@ -152,24 +151,6 @@ class Agent:
         except BaseException:
             port.close()
             raise
-
-
-class _SessionRefused(Unavailable):
-    """The server closed a session before it took the command."""
-
-
-async def _open_session(connection: SSHClientConnection, request: ExecRequest, command: str) -> SSHClientProcess[bytes]:
-    import asyncssh
-
-    try:
-        return await connection.create_process(
-            command,
-            encoding=None,
-            term_type=request.environment.get("TERM", "xterm-256color") if request.terminal else None,
-            term_size=(request.columns, request.rows) if request.terminal else (),
-        )
-    except asyncssh.ChannelOpenError as error:
-        raise _SessionRefused(f"the machine's agent did not run the command: {error}") from error
 
 
 def encode_request(request: ExecRequest) -> bytes:

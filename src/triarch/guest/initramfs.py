@@ -13,8 +13,18 @@ from triarch.errors import Damaged
 from triarch.guest import cpio
 from triarch.guest.kernel import extract_vmlinux, order_modules, without_signature
 
-# Debian packages that bring it all; nothing of them is installed on the host.
-PACKAGES = ("linux-image-cloud-amd64", "dropbear-bin", "openssh-sftp-server")
+
+class Source(msgspec.Struct, frozen=True, kw_only=True):
+    """Debian packages that are unpacked, never installed: not on the host, and not in the guest either."""
+
+    suite: str
+    packages: tuple[str, ...]
+
+
+KERNEL_SOURCE = Source(suite="bookworm", packages=("linux-image-cloud-amd64",))
+# Not bookworm's dropbear: 2022.83 ends sessions that open while another one closes (mended in 2024.86, "failure on
+# concurrent channel open/close"). It comes with its own loader and libraries, so the guest's suite does not matter.
+AGENT_SOURCE = Source(suite="trixie", packages=("dropbear-bin", "openssh-sftp-server"))
 
 # What init loads, stage by stage, as the configuration asks for it. The console comes first: the host's ports show up
 # while the others load. systemd looks for autofs first of all.
@@ -41,9 +51,10 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PackageTree:
-    """A tree of unpacked packages in a tar archive, of which a few files are read."""
+    """The unpacked packages of a source in a tar archive, of which a few files are read."""
 
-    def __init__(self, archive: Path) -> None:
+    def __init__(self, source: Source, archive: Path) -> None:
+        self._source = source
         self._tar = tarfile.open(archive)  # noqa: SIM115 - closed by close()
         self._members = {member.name.removeprefix("./").rstrip("/"): member for member in self._tar}
 
@@ -56,12 +67,17 @@ class PackageTree:
     def has(self, path: str) -> bool:
         return self._resolve(path) in self._members
 
+    def is_file(self, path: str) -> bool:
+        """Whether this very path is a regular file; links are not followed."""
+        member = self._members.get(path)
+        return member is not None and member.isfile()
+
     def read(self, path: str) -> bytes:
         """A file's content; symbolic links are followed inside the tree. Raises `Damaged` when it is not there."""
         member = self._members.get(self._resolve(path))
         content = self._tar.extractfile(member) if member is not None and member.isfile() else None
         if content is None:
-            raise Damaged(f"the guest's packages hold no {path}; they have {', '.join(PACKAGES)}")
+            raise Damaged(f"the guest's packages hold no {path}; they have {', '.join(self._source.packages)}")
         return content.read()
 
     def _resolve(self, path: str) -> str:
@@ -83,7 +99,7 @@ class PackageTree:
         raise Damaged(f"the guest's packages hold a loop of links at {path}")
 
 
-def compose(tree: PackageTree, init: bytes) -> Boot:
+def compose(tree: PackageTree, agent: PackageTree, init: bytes) -> Boot:
     """Kernel and initramfs out of unpacked packages and the compiled init. Raises `Damaged` for what is missing."""
     releases = [match[1] for name in tree.names() if (match := _KERNEL.match(name))]
     if len(releases) != 1:
@@ -93,7 +109,7 @@ def compose(tree: PackageTree, init: bytes) -> Boot:
         cpio.file("init", init, 0o755),
         *_system_entries(),
         *_module_entries(tree, release),
-        *_agent_entries(tree),
+        *_agent_entries(agent),
     ]
     return Boot(
         kernel=extract_vmlinux(tree.read(f"boot/vmlinuz-{release}")),

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import msgspec
@@ -24,11 +25,11 @@ from triarch.host.process import run_async
 from triarch.model.driver import GuestPack
 from triarch.model.operation import Progress
 
-SUITE = "bookworm"
 KERNEL_FILE = "vmlinux"
 INITRD_FILE = "initrd"
 MANIFEST_FILE = "manifest.json"
 _FORMAT = "1"
+_SOURCES = (initramfs.KERNEL_SOURCE, initramfs.AGENT_SOURCE)
 _STEP = "guest pack"
 _COMPILER_FLAGS = ("-static", "-Os", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-s")
 _INIT_SOURCE = Path(__file__).parent / "init"
@@ -89,7 +90,7 @@ async def ensure_pack(progress: Report, *, cache: Path | None = None) -> GuestPa
 @functools.cache
 def pack_key() -> str:
     """A name that changes with everything that goes into a pack."""
-    recipe = (_FORMAT, SUITE, *_COMPILER_FLAGS, *initramfs.PACKAGES)
+    recipe = (_FORMAT, *_COMPILER_FLAGS)
     sources = sorted(_INIT_SOURCE.glob("*.[ch]"))
     digest = hashlib.sha256("\n".join(recipe).encode())
     for path in (*sources, Path(cpio.__file__), Path(kernel.__file__), Path(initramfs.__file__)):
@@ -153,11 +154,12 @@ async def _build(directory: Path, progress: Report) -> None:
         init = partial / "init"
         sources = sorted(str(path) for path in _INIT_SOURCE.glob("*.c"))
         await run_async(("cc", *_COMPILER_FLAGS, "-o", str(init), *sources))
-        archive = partial / "packages.tar"
-        await _fetch_packages(archive, progress)
+        archives = [partial / f"{source.suite}.tar" for source in _SOURCES]
+        for source, archive in zip(_SOURCES, archives, strict=True):
+            await _fetch_packages(source, archive, progress)
         progress(Progress(step=_STEP, text="writing kernel and initramfs", fraction=0.8))
-        await asyncio.to_thread(_write_pack, partial, archive, init)
-        for leftover in (archive, init):
+        await asyncio.to_thread(_write_pack, partial, archives, init)
+        for leftover in (*archives, init):
             leftover.unlink()
         _remove(directory)
         partial.rename(directory)
@@ -166,26 +168,26 @@ async def _build(directory: Path, progress: Report) -> None:
     progress(Progress(step=_STEP, text="guest pack is ready", fraction=1.0))
 
 
-async def _fetch_packages(archive: Path, progress: Report) -> None:
+async def _fetch_packages(source: initramfs.Source, archive: Path, progress: Report) -> None:
     """Unpack the packages and what they depend on into an archive; no maintainer script runs (see mmdebstrap(1))."""
 
     def on_line(line: str) -> None:
         if line.startswith("I: "):
             progress(Progress(step=_STEP, text=line.removeprefix("I: ").strip(), fraction=0.1))
 
-    packages = ",".join(initramfs.PACKAGES)
+    packages = ",".join(source.packages)
     options = ("--mode=chrootless", "--variant=extract", f"--include={packages}", "--format=tar")
     # Nothing but unpacking happens, which needs no rights: neither chroot(2) nor, with this setting, chown(2).
     environment = {"TAR_OPTIONS": "--no-same-owner"}
-    await run_async(("mmdebstrap", *options, SUITE, str(archive)), on_line=on_line, environment=environment)
+    await run_async(("mmdebstrap", *options, source.suite, str(archive)), on_line=on_line, environment=environment)
 
 
-def _write_pack(partial: Path, archive: Path, init: Path) -> None:
-    tree = initramfs.PackageTree(archive)
-    try:
-        boot = initramfs.compose(tree, init.read_bytes())
-    finally:
-        tree.close()
+def _write_pack(partial: Path, archives: Sequence[Path], init: Path) -> None:
+    with contextlib.ExitStack() as opened:
+        trees = [initramfs.PackageTree(*pair) for pair in zip(_SOURCES, archives, strict=True)]
+        for tree in trees:
+            opened.callback(tree.close)
+        boot = initramfs.compose(*trees, init.read_bytes())
     files = tuple(
         _write_file(partial / name, data) for name, data in ((KERNEL_FILE, boot.kernel), (INITRD_FILE, boot.initrd))
     )
