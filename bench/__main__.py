@@ -76,7 +76,7 @@ def _collect(measure: Measure, ground: Ground, rows: list[Row], skipped: list[st
             print(row.line(), file=sys.stderr, flush=True)
     except (Error, subprocess.CalledProcessError) as error:
         skipped.append(f"{measure.__module__.removeprefix('bench.')}, {measure.__name__.strip('_')}: {error}")
-        print(f"bench: not measured: {skipped[-1]}", file=sys.stderr, flush=True)
+        print(f"bench: not measured: {skipped[-1]}\n{ground.log_tail()}", file=sys.stderr, flush=True)
 
 
 def _leave_hybrid_groups() -> None:

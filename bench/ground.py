@@ -26,6 +26,7 @@ from triarch.model.template import Template
 from triarch.testing.leaks import leaks
 
 TEMPLATE = "bookworm"
+LOG_LINES = 30
 IDLE = ("sleep", "infinity")
 # An app that ends when it is asked to: the first process of a namespace ignores what it has no handler for.
 OBEDIENT = ("sh", "-c", "trap 'exit 0' TERM; sleep infinity & wait")
@@ -70,6 +71,11 @@ class Ground:
         return max(2, self.rounds // 3)
 
     # -- the instance
+
+    def log_tail(self) -> str:
+        """The last that the daemon said. The log goes with the instance's run directory."""
+        log = Path(self.instance.run_dir) / "triarchd.log"
+        return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:]) if log.exists() else ""
 
     def _start_daemon(self) -> None:
         self._daemon = subprocess.Popen(
