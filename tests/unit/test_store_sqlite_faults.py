@@ -10,12 +10,13 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from triarch.errors import Busy, Damaged, Error, Exhausted, Unavailable, Unsupported
-from triarch.store.base import Put
+from triarch.store.base import Delete, Put
 from triarch.store.sqlite import SCHEMA_VERSION, SqliteStore
 
 WRITER = """
@@ -180,17 +181,36 @@ async def test_a_cut_off_file_is_damaged(path: Path) -> None:
         await SqliteStore(path).open()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    disk = tmp_path / "disk"
+@contextmanager
+def disk_of(size: str, directory: Path) -> Iterator[Path]:
+    disk = directory / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True, text=True, check=False
     )
     if mounted.returncode:
         pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     yield disk
     subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    with disk_of("512k", tmp_path) as disk:
+        yield disk
+
+
+async def test_what_frees_a_full_disk_can_still_be_written_down(tmp_path: Path) -> None:
+    with disk_of("20M", tmp_path) as disk:
+        store = await filled(disk / "triarch.db", 50)
+        with pytest.raises(OSError, match="No space left"):
+            (disk / "machine").write_bytes(bytes(20 << 20))
+        for number in range(50):
+            for step in range(5):
+                await store.put("journal", b"x" * (500 + step))
+            await store.txn([], [Delete(key=f"machines/{number}"), Delete(key="journal")])
+        assert await store.list("") == ()
+        await store.close()
 
 
 async def test_a_full_disk_is_exhausted_and_keeps_what_was(small_disk: Path) -> None:

@@ -12,10 +12,11 @@ thread of its own, so that a checkpoint's fsync never holds up the event loop, a
 from __future__ import annotations
 
 import asyncio
+import os
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -38,6 +39,8 @@ PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 COMMIT;
 """
+# About twice what the log grows to before sqlite begins it anew.
+LOG_BYTES = 8 << 20
 # No key contains it, and it sorts after all that they do contain.
 _AFTER_ALL = "\x7f"
 
@@ -156,10 +159,20 @@ class SqliteStore:
             connection.execute("PRAGMA synchronous = NORMAL")
             self._check_or_make_schema(connection)
             connection.execute("BEGIN EXCLUSIVE").execute("COMMIT")
+            self._reserve_log()
         except BaseException:
             connection.close()
             raise
         return connection
+
+    def _reserve_log(self) -> None:
+        """Take the log's room now: when machines have filled the disk, even deleting one has to be written down.
+
+        To sqlite zeros after the last frame are no frames (https://www.sqlite.org/walformat.html). Nobody locks the
+        log, so that it may be opened and closed here. Without the room the store works until it needs it.
+        """
+        with suppress(OSError), Path(f"{self.path}-wal").open("r+b") as log:
+            os.posix_fallocate(log.fileno(), 0, LOG_BYTES)
 
     def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
