@@ -30,6 +30,7 @@ from triarch.errors import (
 )
 from triarch.model.instance import instance_at
 from triarch.model.machine import CreateMachine, StopMachine, SwitchMachine
+from triarch.model.network import Forward
 from triarch.model.operation import OperationStatus
 from triarch.model.state import State
 from triarch.testing.daemon_rig import APP_TEMPLATE, SYSTEM_TEMPLATE, DaemonRig
@@ -196,6 +197,27 @@ def test_etags_guard_changes(raw: Raw, client: Client) -> None:
     assert status == 202
     assert headers["location"] == f"/1/operations/{operation['id']}"
     assert raw.ask("GET", headers["location"] + "?wait_seconds=30")[2]["status"] == "succeeded"
+
+
+def test_what_no_kernel_would_take_is_refused(client: Client, raw: Raw) -> None:
+    def request(**values: Any) -> CreateMachine:
+        return CreateMachine(template=SYSTEM_TEMPLATE, name="odd", network="none", **values)
+
+    for environment in ({"A=B": "c"}, {"": "c"}, {"A\0": "c"}, {"A\x1b[2J": "c"}, {"A": "b\0c"}):
+        with pytest.raises(Invalid, match="illegal environment variable"):
+            client.create(request(environment=environment))
+    for command in (("",), ("true", "a\0b")):
+        with pytest.raises(Invalid, match="illegal command"):
+            client.create(request(command=command))
+    for address in ("1.1.1.1,guestfwd=tcp:1.2.3.4:1-cmd:id", "256.1.1.1", "1.1.1.1\n", "localhost", ""):
+        with pytest.raises(Invalid, match="host_address"):
+            client.create(request(forwards=(Forward(host_port=1, machine_port=1, host_address=address),)))
+    status, _, problem = raw.ask("POST", "/1/machines", b"[" * 100_000, Content_Type="application/json")
+    assert (status, problem["message"]) == (400, "invalid request: the body is nested too deep")
+    status, _, problem = raw.ask("OPTIONS", "*")
+    assert (status, problem["message"]) == (404, "there is no path *")
+    status, _, problem = raw.ask("POST", "/1/machines", b" " * (2 << 20), Content_Type="application/json")
+    assert (status, problem["message"]) == (413, "the body is too long: this daemon takes 1.0 MiB")
 
 
 @pytest.mark.parametrize(

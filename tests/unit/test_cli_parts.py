@@ -49,7 +49,7 @@ def test_options_stand_before_or_after_the_name(line: str, flag: bool, command: 
 def test_forwards() -> None:
     assert parse_forward("8080:80") == Forward(host_port=8080, machine_port=80)
     assert parse_forward("0.0.0.0:1:2") == Forward(host_port=1, machine_port=2, host_address="0.0.0.0")
-    for text in ("80", "a:80", "0:80", "80:70000", "1:2:3:4", "", ":"):
+    for text in ("80", "a:80", "0:80", "80:70000", "1:2:3:4", "", ":", "x,y=z:1:2"):
         with pytest.raises(Invalid, match="port forward"):
             parse_forward(text)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import click
@@ -20,7 +21,7 @@ from triarch.cli.progress import each, finish
 from triarch.cli.session import Session
 from triarch.errors import Invalid
 from triarch.model.machine import CreateMachine, MachineView, StopMachine, SwitchMachine
-from triarch.model.network import Forward
+from triarch.model.network import IPV4_PATTERN, Forward
 from triarch.model.template import Init
 
 
@@ -45,7 +46,8 @@ def parse_forward(text: str) -> Forward:
     """`[ADDRESS:]HOST:MACHINE`. Raises `Invalid` that shows the form."""
     *address, host, machine = text.split(":") if text.count(":") in (1, 2) else ("", "")
     ports = [int(word) for word in (host, machine) if word.isascii() and word.isdigit()]
-    if len(ports) != 2 or not all(1 <= port <= 65535 for port in ports):
+    legal = len(ports) == 2 and all(1 <= port <= 65535 for port in ports)
+    if not legal or not all(re.search(IPV4_PATTERN, word) for word in address):
         raise Invalid(f"illegal port forward '{text}': it needs [ADDRESS:]HOST:MACHINE, such as 8080:80")
     return Forward(host_port=ports[0], machine_port=ports[1], **({"host_address": address[0]} if address else {}))
 

@@ -31,6 +31,7 @@ def create_app(engine: Engine) -> Litestar:
             Error: problems.on_error,
             ValidationException: problems.on_invalid,
             HTTPException: problems.on_http,
+            RecursionError: problems.on_recursion,
             Exception: problems.on_bug,
         },
         openapi_config=OpenAPIConfig(
@@ -41,6 +42,6 @@ def create_app(engine: Engine) -> Litestar:
             render_plugins=[JsonRenderPlugin()],
             use_handler_docstrings=True,
         ),
-        request_max_body_size=1 << 20,
+        request_max_body_size=problems.MAX_BODY_BYTES,
         logging_config=None,
     )

@@ -13,9 +13,11 @@ from litestar.openapi import ResponseSpec
 from triarch.engine.operations import problem_of
 from triarch.errors import Error, Stale
 from triarch.model.operation import Problem
+from triarch.model.resources import format_size
 
 log = logging.getLogger(__name__)
 
+MAX_BODY_BYTES = 1 << 20
 MEDIA_TYPE = "application/problem+json"
 _CODES = {403: "denied", 404: "not-found", 504: "timed-out", 507: "exhausted"}
 _MEANINGS = {
@@ -66,26 +68,38 @@ def on_invalid(_: Request[Any, Any, Any], error: ValidationException) -> Respons
 
 def _fault(item: dict[str, Any]) -> str:
     key = str(item.get("key") or "").removeprefix("data.").removeprefix("data")
-    # msgspec starts its sentences with a capital; messages of Triarch are one lower-case line.
-    text = str(item.get("message", "is wrong"))
-    text = text[:1].lower() + text[1:]
+    text = _as_message(str(item.get("message", "is wrong")))
     return f"field '{key}': {text}" if key else text
 
 
-def on_http(_: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
+def _as_message(sentence: str) -> str:
+    """Frameworks start their sentences with a capital; messages of Triarch are one lower-case line. `JSON` stays."""
+    return sentence if sentence[1:2].isupper() else sentence[:1].lower() + sentence[1:]
+
+
+def on_http(request: Request[Any, Any, Any], error: HTTPException) -> Response[Problem]:
     """What the framework refuses by itself: unknown paths and methods, bodies that are no JSON or too long."""
     if error.status_code >= 500:
-        return on_bug(_, error)
-    phrase = error.detail or HTTPStatus(error.status_code).phrase
-    message = phrase[:1].lower() + phrase[1:]
+        return on_bug(request, error)
+    # Not `request.url`: a target such as `*` is none.
+    path = request.scope["path"]
+    message = _as_message(error.detail or HTTPStatus(error.status_code).phrase)
     if error.status_code == 404:
-        message = f"there is no path {_.url.path}"
+        message = f"there is no path {path}"
     elif error.status_code == 405:
-        message = f"{_.url.path} has no method {_.method}"
+        message = f"{path} has no method {request.method}"
+    elif error.status_code == 413:
+        message = f"the body is too long: this daemon takes {format_size(MAX_BODY_BYTES)}"
     code = _CODES.get(error.status_code, "invalid")
     return _respond(Problem(code=code, status=error.status_code, message=message), dict(error.headers or {}))
 
 
+def on_recursion(request: Request[Any, Any, Any], _: RecursionError) -> Response[Problem]:
+    """Nothing here goes deep but decoding, and that as deep as the body wants."""
+    log.warning("%s %s: the body is nested too deep", request.method, request.scope["path"])
+    return _respond(Problem(code="invalid", status=400, message="invalid request: the body is nested too deep"))
+
+
 def on_bug(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
-    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    log.error("%s %s failed", request.method, request.scope["path"], exc_info=error)
     return _respond(problem_of(error))

@@ -125,6 +125,8 @@ class Wire:
 def _decode(message: bytes | str, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(message, type=kind)
+    except RecursionError as error:
+        raise Invalid("invalid message: it is nested too deep") from error
     except msgspec.MsgspecError as error:
         text = str(error)
         raise Invalid(f"invalid message: {text[:1].lower()}{text[1:]}") from error

@@ -38,6 +38,7 @@ from triarch.engine.resolve import resolve
 from triarch.engine.services import Network, Services
 from triarch.engine.template_procedures import BuildTree, DeleteTemplate, ImportTree, TemplateArguments
 from triarch.errors import Cancelled, Exists, InUse, Invalid, Unsupported, WrongState
+from triarch.model.command import check_command
 from triarch.model.driver import Architecture, ExecRequest, Observation, Resize, Usage
 from triarch.model.event import Event
 from triarch.model.instance import Instance
@@ -287,6 +288,7 @@ class Engine:
         driver = self._services.driver(machine)
         if not request.command:
             raise Invalid(f"exec in machine '{name}' needs a command", hint=f"triarch exec {name} -- sh")
+        check_command(request.command, request.environment)
         if not isinstance(driver, Exec):
             raise self._lacks(machine.architecture, "exec")
         return await driver.exec(self._services.spec(machine), request, stdio)

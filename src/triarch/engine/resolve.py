@@ -12,6 +12,7 @@ from triarch.engine.services import Services
 from triarch.errors import Exhausted, Invalid, MissingProgram, Unavailable, Unsupported
 from triarch.host import facts
 from triarch.host.tap import TAP_DEVICE
+from triarch.model.command import check_command
 from triarch.model.driver import Kind
 from triarch.model.machine import CreateMachine, Machine, NetworkMode
 from triarch.model.names import check_machine_name
@@ -34,6 +35,7 @@ async def resolve(services: Services, request: CreateMachine, taken_indexes: set
     architecture = request.architecture or await services.architectures.default()
     driver = await services.architectures.need(architecture)
     check_resources(name, request.resources)
+    check_command(request.command, request.environment)
     init = request.init or (Init.APP if request.command else template.init)
     if init is Init.APP and not (request.command or template.command):
         raise Invalid(

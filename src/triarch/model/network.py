@@ -8,6 +8,10 @@ from typing import Annotated
 import msgspec
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+_OCTET = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+# In Python `$` alone would let a last newline pass.
+IPV4_PATTERN = rf"^{_OCTET}(\.{_OCTET}){{3}}$(?!\n)"
+IPv4Text = Annotated[str, msgspec.Meta(pattern=IPV4_PATTERN)]
 
 
 class Nic(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +33,7 @@ class Forward(msgspec.Struct, frozen=True, kw_only=True):
 
     host_port: Port
     machine_port: Port
-    host_address: str = "127.0.0.1"
+    host_address: IPv4Text = "127.0.0.1"
 
 
 class BridgeLink(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="bridge"):
