@@ -30,6 +30,8 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _SECTOR_BYTES = 4096
 _HASH_BYTES = 4 << 20
 _MAX_BLANKS = 16
+# The same tree makes the same layer under any name; the template's own is taken.
+_MEND_HINT = "triarch template import mended FILE (the archive that it came from)"
 
 
 class Verified(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,7 +97,7 @@ class DirectoryPool:
         except FileNotFoundError as error:
             raise NotFound(
                 f"template layer {layer.digest[:12]} is not in pool '{self.name}': there is no file {path}",
-                hint="triarch template list",
+                hint=_MEND_HINT,
                 digest=layer.digest,
             ) from error
         if found.size_bytes != layer.size_bytes:
@@ -112,7 +114,7 @@ class DirectoryPool:
         path = self.layer_path(layer.digest)
         return Damaged(
             f"template layer {path} is damaged: {finding}",
-            hint="triarch template list, then 'triarch template import NAME FILE' with the archive it came from",
+            hint=_MEND_HINT,
             path=str(path),
             digest=layer.digest,
         )

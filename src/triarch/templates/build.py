@@ -82,7 +82,7 @@ async def build_tree(request: BuildTemplate, workspace: Path, progress: Report) 
         raise Exhausted(
             f"cannot build template '{request.name}': {format_size(free)} are free in {workspace}, "
             f"a build needs {format_size(_NEEDED_BYTES)}",
-            hint=f"df -h {workspace}",
+            hint=f"df -h {workspace.parent}",
             free_bytes=free,
         )
     archive = workspace / "tree.tar"

@@ -96,7 +96,7 @@ class Metered:
             raise Exhausted(
                 f"cannot write a template in {self._directory}: {format_size(free)} are free, "
                 f"{format_size(RESERVED_BYTES)} have to stay free",
-                hint=f"df -h {self._directory}",
+                hint=f"df -h {self._directory.parent}",
                 free_bytes=free,
             )
         self._report(min(packed / max(self._archive.size_bytes, 1), 1.0))
