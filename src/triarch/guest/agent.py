@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import os
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -128,6 +129,8 @@ class Agent:
     async def _log_in(self, port: socket.socket) -> SSHClientConnection:
         import asyncssh
 
+        # asyncssh insists on knowing who asks, and a user id of a container need not have a name. Nobody is told it.
+        os.environ.setdefault("LOGNAME", "triarch")
         try:
             return await asyncssh.connect(
                 host="machine",

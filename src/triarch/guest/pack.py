@@ -23,6 +23,7 @@ from triarch.guest import cpio, initramfs, kernel
 from triarch.host.locks import lock_file
 from triarch.host.process import run_async
 from triarch.model.driver import GuestPack
+from triarch.model.instance import home_directory
 from triarch.model.operation import Progress
 
 KERNEL_FILE = "vmlinux"
@@ -59,7 +60,7 @@ def default_cache() -> Path:
     if os.geteuid() == 0:
         return Path("/var/cache/triarch/guest")
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "triarch" / "guest"
+    return (Path(base) if base else home_directory() / ".cache") / "triarch" / "guest"
 
 
 async def ensure_pack(progress: Report, *, cache: Path | None = None) -> GuestPack:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from triarch.errors import Exhausted
+from triarch.errors import Exhausted, Unavailable
 from triarch.model.machine import IdRange
 
 DEFAULT_TAG = "0"
@@ -75,7 +75,7 @@ def default_instance(user_id: int | None = None) -> Instance:
     uid = os.geteuid() if user_id is None else user_id
     if uid == 0:
         return Instance(tag=DEFAULT_TAG, state_dir="/var/lib/triarch", run_dir="/run/triarch")
-    state = Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local/share") / "triarch"
+    state = Path(os.environ.get("XDG_DATA_HOME") or home_directory() / ".local/share") / "triarch"
     return Instance(tag=DEFAULT_TAG, state_dir=str(state), run_dir=f"{_user_runtime(uid)}/triarch", user_id=uid)
 
 
@@ -86,6 +86,14 @@ def instance_at(root: str | Path, user_id: int | None = None) -> Instance:
     tag = hashlib.sha256(os.fsencode(path)).hexdigest()[:6]
     run = "/run" if uid == 0 else _user_runtime(uid)
     return Instance(tag=tag, state_dir=str(path), run_dir=f"{run}/triarch-{tag}", user_id=uid)
+
+
+def home_directory() -> Path:
+    """The caller's. Raises `Unavailable` for a user id without a name, as a container may be started with."""
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise Unavailable("this user has no home directory", hint="export HOME=DIR") from error
 
 
 def _user_runtime(uid: int) -> str:
