@@ -25,11 +25,11 @@ MAX_LOG_BYTES = 8 << 20
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve until SIGTERM, SIGINT or `triarch down`. Machines outlive the daemon unless `down` stopped them."""
     options = _parse(argv)
-    instance = instance_at(options.root) if options.root else default_instance()
-    if options.doctor:
-        return _print_doctor(instance)
     parent = os.dup(1) if options.background else -1
     try:
+        instance = instance_at(options.root) if options.root else default_instance()
+        if options.doctor:
+            return _print_doctor(instance)
         possession = Possession(instance)
         with possession as listener:
             if options.background:

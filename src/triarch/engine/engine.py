@@ -37,7 +37,7 @@ from triarch.engine.records import Kept, MachineRecords, TemplateRecords
 from triarch.engine.resolve import resolve
 from triarch.engine.services import Network, Services
 from triarch.engine.template_procedures import BuildTree, DeleteTemplate, ImportTree, TemplateArguments
-from triarch.errors import Cancelled, Exists, InUse, Invalid, Unsupported, WrongState
+from triarch.errors import Cancelled, Denied, Exists, InUse, Invalid, Unsupported, WrongState
 from triarch.model.command import check_command
 from triarch.model.driver import Architecture, ExecRequest, Observation, Resize, Usage
 from triarch.model.event import Event
@@ -104,8 +104,17 @@ class Engine:
         await self._lifecycle.released(target)
 
     async def open(self) -> None:
-        """Load the records, finish or undo what the last daemon left, adopt what runs."""
-        Path(self.instance.state_dir).mkdir(mode=0o711, parents=True, exist_ok=True)
+        """Load the records, finish or undo what the last daemon left, adopt what runs.
+
+        Raises `Denied` where the state directory cannot be made, and what the store raises.
+        """
+        try:
+            Path(self.instance.state_dir).mkdir(mode=0o711, parents=True, exist_ok=True)
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise Denied(
+                f"cannot make the state directory {self.instance.state_dir}: {reason}", hint="triarch --root DIR …"
+            ) from error
         await self._store.open()
         await asyncio.to_thread(self._services.pool.prepare)
         await self._services.load_subnet()

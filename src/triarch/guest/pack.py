@@ -18,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from triarch.errors import Busy, Error
+from triarch.errors import Busy, Denied, Error
 from triarch.guest import cpio, initramfs, kernel
 from triarch.host.locks import lock_file
 from triarch.host.process import run_async
@@ -67,14 +67,18 @@ async def ensure_pack(progress: Report, *, cache: Path | None = None) -> GuestPa
     """The guest pack of this version of Triarch, built when the cache holds none or a damaged one.
 
     Cancellable; safe when several processes ask at once. Raises `MissingProgram`, `CommandFailed` (no network to the
-    distribution's mirror), `Damaged` when the packages are not what was expected.
+    distribution's mirror), `Damaged` when the packages are not what was expected, `Denied`.
     """
     cache = cache or default_cache()
     directory = cache / pack_key()
     pack = await asyncio.to_thread(_open_pack, directory)
     if pack is not None:
         return pack
-    cache.mkdir(parents=True, exist_ok=True)
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise Denied(f"cannot make the directory of guest packs {cache}: {reason}") from error
     lock = await _take_lock(directory.with_suffix(".lock"), progress)
     try:
         pack = await asyncio.to_thread(_open_pack, directory)
