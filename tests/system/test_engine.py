@@ -11,13 +11,25 @@ import msgspec
 import pytest
 from engine_rig import Collected, Engineer, add_tiny_template, engineer_at, machine_request, new_engine
 
-from triarch.errors import Busy, DriverUnavailable, Exhausted, Exists, InUse, Invalid, NotFound, Unsupported, WrongState
+from triarch.errors import (
+    Busy,
+    Damaged,
+    DriverUnavailable,
+    Exhausted,
+    Exists,
+    InUse,
+    Invalid,
+    NotFound,
+    Unsupported,
+    WrongState,
+)
 from triarch.model.driver import ExecRequest, Stream
 from triarch.model.instance import instance_at
 from triarch.model.machine import CreateMachine, RenameMachine, StopMachine, SwitchMachine
 from triarch.model.resources import Resources
 from triarch.model.state import State
 from triarch.storage.directory import DirectoryPool
+from triarch.store.sqlite import SqliteStore
 
 
 @pytest.fixture
@@ -164,6 +176,16 @@ async def test_a_template_is_in_use_by_its_name_and_not_by_its_tree(web: Enginee
         await web.engine.delete_template("one")
     layer = DirectoryPool("default", Path(web.engine.instance.state_dir) / "pool").verify_layer(one.layers[0])
     assert layer.exists()
+
+
+async def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    instance = instance_at(tmp_path)
+    store = SqliteStore(tmp_path / "triarch.db")
+    await store.open()
+    await store.put("machines/1234", b'{"name": "from-the-future"}')
+    await store.close()
+    with pytest.raises(Damaged, match="record 'machines/1234' in the store cannot be read: object missing"):
+        await new_engine(instance)
 
 
 async def test_more_than_the_host_has_is_refused(web: Engineer) -> None:

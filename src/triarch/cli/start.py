@@ -26,7 +26,7 @@ def start_daemon(instance: Instance, root: str | None) -> Client:
     if _has_unit(instance):
         _start_unit()
     else:
-        _spawn(root)
+        _spawn(instance, root)
     return _connect(instance)
 
 
@@ -49,7 +49,7 @@ def daemon_argv(root: str | None, *options: str) -> list[str]:
     return [sys.executable, "-m", "triarch.daemon", *(("--root", root) if root else ()), *options]
 
 
-def _spawn(root: str | None) -> None:
+def _spawn(instance: Instance, root: str | None) -> None:
     """Start a daemon of our own in a new session and return when it serves."""
     process = subprocess.Popen(
         daemon_argv(root, "--background"),
@@ -69,7 +69,8 @@ def _spawn(root: str | None) -> None:
     try:
         problem = msgspec.json.decode(word, type=Problem)
     except msgspec.MsgspecError as error:
-        raise DaemonUnavailable("the daemon ended while it started", hint="triarchd") from error
+        log = Path(instance.run_dir) / "triarchd.log"
+        raise DaemonUnavailable("the daemon ended while it started", hint=f"tail {log}") from error
     if problem.code != "busy":
         raise error_of(problem)
 

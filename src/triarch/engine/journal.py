@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
+from triarch.engine.records import decode_entry
 from triarch.model.operation import Operation
 from triarch.store.base import Store
 
@@ -38,5 +39,5 @@ class Journal:
     async def unfinished(self) -> tuple[JournalRecord, ...]:
         """What an earlier daemon left, oldest first."""
         entries = await self._store.list(PREFIX)
-        records = [msgspec.json.decode(entry.value, type=JournalRecord) for entry in entries]
+        records = [decode_entry(entry, JournalRecord) for entry in entries]
         return tuple(sorted(records, key=lambda record: record.operation.created_at))

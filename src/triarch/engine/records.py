@@ -6,12 +6,25 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from triarch.errors import Exists, NotFound, Stale
+from triarch.errors import Damaged, Exists, NotFound, Stale
 from triarch.model.machine import Machine
 from triarch.model.template import Template, parse_template_name
-from triarch.store.base import Compare, Delete, Put, Store
+from triarch.store.base import Compare, Delete, Entry, Put, Store
 
 T = TypeVar("T", bound=msgspec.Struct)
+
+
+def decode_entry(entry: Entry, kind: type[T]) -> T:
+    """The record in `entry`. Raises `Damaged` for what is no such record, or not one of this version's."""
+    try:
+        return msgspec.json.decode(entry.value, type=kind)
+    except msgspec.MsgspecError as error:
+        what = str(error)
+        raise Damaged(
+            f"the record '{entry.key}' in the store cannot be read: {what[:1].lower()}{what[1:]}",
+            hint="use the Triarch that wrote it",
+            key=entry.key,
+        ) from error
 
 
 class Kept(msgspec.Struct, Generic[T], frozen=True):
@@ -30,7 +43,7 @@ class MachineRecords:
 
     async def load(self) -> None:
         for entry in await self._store.list("machines/"):
-            machine = msgspec.json.decode(entry.value, type=Machine)
+            machine = decode_entry(entry, Machine)
             self._by_name[machine.name] = Kept(machine, entry.revision)
 
     def all(self) -> tuple[Kept[Machine], ...]:
@@ -88,7 +101,7 @@ class TemplateRecords:
 
     async def load(self) -> None:
         for entry in await self._store.list("templates/"):
-            template = msgspec.json.decode(entry.value, type=Template)
+            template = decode_entry(entry, Template)
             self._by_ref[template.ref] = template
 
     def all(self) -> tuple[Template, ...]:
