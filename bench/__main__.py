@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -43,7 +42,7 @@ def main() -> int:
             for section in options.sections or SECTIONS:
                 for measure in import_module(f"bench.{section}").SECTION:
                     _collect(measure, ground, rows, skipped)
-            command = shlex.join([".venv/bin/python", "-m", "bench", *sys.argv[1:]])
+            command = f".venv/bin/python -m bench --rounds {options.rounds} {' '.join(options.sections)}".strip()
             text = document(rows, skipped, command, time.monotonic() - started)
             print(text)
             if not options.sections:

@@ -105,7 +105,7 @@ def machine_description() -> tuple[str, ...]:
     version = re.search(r'^PRETTY_NAME="(.+)"$', Path("/etc/os-release").read_text(), re.MULTILINE)
     return (
         f"{os.cpu_count()} processors ({model[1] if model else platform.machine()}), {memory_gib:.0f} GiB of memory",
-        f"Linux {platform.release()}, {version[1] if version else 'unknown distribution'}, "
+        f"Linux {platform.release().partition('-')[0]}, {version[1] if version else 'unknown distribution'}, "
         f"Python {platform.python_version()}",
         ", ".join(f"{name} {_version(argv)}" for name, argv in _PROGRAMS),
     )
