@@ -253,6 +253,15 @@ async def test_no_command_is_invalid(host: Host) -> None:
         await host.driver.start(host.machine())
 
 
+async def test_a_command_that_cannot_be_run_is_named(host: Host) -> None:
+    with pytest.raises(MachineFailed, match=r"machine '.*' cannot run 'no-such': executable file"):
+        await host.driver.start(host.machine("no-such"))
+    for command, code in (("no-such", 127), ("/etc", 126)):
+        far_end = FarEnd()
+        assert (await host.driver.start_attached(host.machine(command), far_end, None)).code == code
+        assert f"cannot run '{command}'".encode() in far_end.stderr
+
+
 # ---- what programs see
 
 

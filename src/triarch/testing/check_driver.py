@@ -528,6 +528,13 @@ class CheckStreams(DriverFixtures):
         async with asyncio.timeout(rig.seconds(20)):
             assert (await task).code == KILLED
 
+    async def test_an_attached_command_that_is_not_there(self, rig: DriverRig) -> None:
+        driver, spec = rig.can_attach, await rig.machine(("no-such-command",))
+        async with asyncio.timeout(rig.seconds(30)):
+            done = await driver.start_attached(spec, FarEnd(), None)
+        assert done.code == 127
+        assert await rig.status(spec) in (Status.STOPPED, Status.ABSENT)
+
     async def test_an_attached_start_that_fails(self, rig: DriverRig) -> None:
         driver, spec = rig.can_attach, await rig.machine(IDLE)
         missing = LayerFile(digest="f" * 64, path=f"{spec.state_dir}/no-such-layer.erofs", size_bytes=2 << 20)

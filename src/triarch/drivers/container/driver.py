@@ -30,6 +30,7 @@ from triarch.drivers.container.record import (
     read_record,
     write_record,
 )
+from triarch.drivers.container.refusal import CommandRefused, failed_start
 from triarch.drivers.container.run import Run, finish, observation, release, remove_files, sweep, until_free
 from triarch.drivers.container.seccomp import FilterCache, Seccomp, load_profile, resolve
 from triarch.errors import Busy, Invalid, MachineFailed, TimedOut, Unsupported, WrongState
@@ -38,7 +39,7 @@ from triarch.host.launcher.client import Launcher
 from triarch.host.launcher.protocol import Interface, Launch, Launched, LayerSource, SmallFile
 from triarch.host.pidfd import is_alive
 from triarch.host.process import find_program
-from triarch.model.driver import DriverInfo, ExecRequest, Kind, MachineSpec, Observation, Resize, Usage
+from triarch.model.driver import DriverInfo, ExecRequest, Kind, MachineSpec, Observation, Resize, Stream, Usage
 from triarch.model.instance import Instance
 from triarch.model.machine import Exit, Machine
 from triarch.model.network import BridgeLink, UserLink
@@ -190,12 +191,16 @@ class ContainerDriver:
             raise Unsupported(f"machine '{spec.machine.name}' boots its own init: only a command can be attached to")
         if (await self._run_of(spec)) is not None:
             raise WrongState(f"cannot start machine '{spec.machine.name}': it runs", machine=spec.machine.name)
-        async with self._undone_when_failing(spec):
-            run = await self._launch(spec, terminal=terminal, attached=True)
-            attachment = await Attachment.open(run.files)
-            if terminal is not None:
-                resize_console(run.files, terminal)
-            await _let_go(run)
+        try:
+            async with self._undone_when_failing(spec):
+                run = await self._launch(spec, terminal=terminal, attached=True)
+                attachment = await Attachment.open(run.files)
+                if terminal is not None:
+                    resize_console(run.files, terminal)
+                await _let_go(run)
+        except CommandRefused as error:
+            await stdio.write(Stream.STDERR, f"{error.message}\n".encode())
+            return error.meaning
         try:
             await converse(attachment, stdio, run.files, takes_input=True)
         except BaseException:
@@ -287,6 +292,8 @@ class ContainerDriver:
         self._starting += 1
         try:
             launched = await self._launcher.launch(request)
+        except MachineFailed as error:
+            raise failed_start(error, spec) from error
         finally:
             self._starting -= 1
         record = _record(spec, launched, terminal)
@@ -306,7 +313,11 @@ class ContainerDriver:
     ) -> Launch:
         """Write the runtime's configuration; return what to ask of the launcher."""
         if spec.machine.resources.io_weight is not None and not cgroup.supports_io_weight():
-            raise Unsupported("this host's kernel cannot weigh block I/O: io_weight needs BFQ or control groups v2")
+            raise Unsupported(
+                f"machine '{spec.machine.name}' cannot start: this host's kernel cannot weigh block I/O; "
+                "an I/O weight needs BFQ or control groups v2",
+                machine=spec.machine.name,
+            )
         if spec.machine.init is Init.APP and not spec.command:
             raise Invalid(f"machine '{spec.machine.name}' has no command to run", machine=spec.machine.name)
         if isinstance(spec.link, UserLink):

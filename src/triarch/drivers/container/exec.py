@@ -18,6 +18,7 @@ import msgspec
 from triarch.drivers.base import Stdio
 from triarch.drivers.container.config import exec_process
 from triarch.drivers.container.record import files_of
+from triarch.drivers.container.refusal import refusal
 from triarch.drivers.container.streams import copy_until, pipe_for_child, readable, write_all
 from triarch.errors import MachineFailed
 from triarch.host.child import Child, kill_group_of
@@ -26,7 +27,6 @@ from triarch.model.driver import Data, EndOfInput, ExecRequest, MachineSpec, Res
 from triarch.model.machine import Exit
 
 _RUNTIME_FAILED = 255
-_NOT_FOUND, _NOT_EXECUTABLE = 127, 126
 _HANGUP_SECONDS = 0.3
 _TERMINAL_SECONDS = 0.2
 _numbers = itertools.count()
@@ -162,13 +162,10 @@ class _Session:
         if not reason:
             return Exit(code=code)
         text = reason.splitlines()[-1]
-        if "No such file" in text or "not found" in text:
-            meant = _NOT_FOUND
-        elif "ermission denied" in text or "not permitted" in text or "not executable" in text:
-            meant = _NOT_EXECUTABLE
-        else:
+        refused = refusal(text)
+        if refused is None:
             raise MachineFailed(f"cannot run a command in machine '{self._spec.machine.name}': {text}")
-        return Exit(code=meant, reason=text)
+        return refused
 
     async def end(self) -> None:
         """The far end is gone: hang up, as a terminal would, then kill."""

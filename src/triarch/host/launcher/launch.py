@@ -18,7 +18,16 @@ from pathlib import Path
 from triarch.errors import Exists, Failed, NotFound
 from triarch.host.cgroup import delegate
 from triarch.host.idmap import NamespaceMaker, NamespacePair, attach_mapped, filesystem_ids
-from triarch.host.launcher.protocol import MONITOR_ERRORS, Interface, Launch, Launched, LayerSource, Place, Probe
+from triarch.host.launcher.protocol import (
+    CREATE_STEP,
+    MONITOR_ERRORS,
+    Interface,
+    Launch,
+    Launched,
+    LayerSource,
+    Place,
+    Probe,
+)
 from triarch.host.locks import lock_file
 from triarch.host.loop import attach_loop, loop_path
 from triarch.host.netlink import Netlink
@@ -70,7 +79,7 @@ def launch(request: Launch, place: Place, steps: Steps) -> Launched:
         _connect(request.interface, namespaces.network_fd)
     with steps("make control groups"):
         delegate(request.cgroup, request.id_base)
-    with steps("create the container"):
+    with steps(CREATE_STEP):
         return _run_monitor(request)
 
 
@@ -182,7 +191,9 @@ def _run_monitor(request: Launch) -> Launched:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         errors = (Path(request.directory) / MONITOR_ERRORS).read_text(errors="replace").strip().splitlines()
-        raise Failed(report.get("message") or (errors[-1] if errors else "the monitor ended without a word"))
+        raise Failed(
+            report.get("message", "").strip() or (errors[-1] if errors else "the monitor ended without a word")
+        )
     return Launched(id=request.id, monitor=monitor, init=init)
 
 

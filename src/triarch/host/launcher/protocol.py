@@ -65,6 +65,10 @@ class SmallFile(msgspec.Struct, frozen=True, kw_only=True):
     text: str
 
 
+# The step whose refusal may be about the machine's own command.
+CREATE_STEP = "create the container"
+
+
 class Launch(msgspec.Struct, frozen=True, kw_only=True, tag="launch"):
     """Prepare a machine's namespaces, tree, network and groups, then run `monitor` in them.
 
