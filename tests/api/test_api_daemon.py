@@ -84,6 +84,15 @@ def test_the_command_line_starts_a_daemon_and_two_at_once_share_it(tmp_path: Pat
         assert rig.run("down").returncode == 0
 
 
+def test_a_relative_root_is_the_callers_and_not_the_daemons(tmp_path: Path) -> None:
+    with DaemonRig(tmp_path / "root") as rig:
+        rig.stop()
+        argv = [sys.executable, "-m", "triarch", "--root", "root", "version", "-o", "json"]
+        subprocess.run([*argv[:5], "template", "list"], env=rig.environment, cwd=tmp_path, check=True)
+        assert subprocess.check_output(argv, env=rig.environment, cwd=tmp_path).count(bytes(rig.root)) == 1
+        assert rig.run("down").returncode == 0
+
+
 def test_an_instance_never_used_is_listed_without_a_daemon(tmp_path: Path) -> None:
     rig = DaemonRig(tmp_path / "never")
     for command in (("list",), ("template", "list"), ("down",), ("version",)):

@@ -106,3 +106,8 @@ def test_exec_in_a_stopped_machine_says_how_to_start_it(client: Client) -> None:
         client.execute("off", "true")
     assert caught.value.hint == "triarch start off"
     client.finish(client.delete("off"))
+
+
+def test_a_request_that_is_too_long_says_so(client: Client) -> None:
+    with pytest.raises(Invalid, match=r"too long: 1\.9 MiB; the daemon takes 1\.0 MiB"):
+        client.exec("anything", ExecRequest(command=("true", "x" * 2_000_000)))

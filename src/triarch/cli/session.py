@@ -17,7 +17,8 @@ class Session:
     """One run of the command line. The client is made, and the daemon started, when first asked for."""
 
     def __init__(self, root: str | None) -> None:
-        self.root = root
+        # The daemon that is started for it works in another directory.
+        self.root = str(Path(root).absolute()) if root else None
 
     @cached_property
     def instance(self) -> Instance:

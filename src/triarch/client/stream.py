@@ -26,11 +26,12 @@ from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from triarch.client.connection import HOST, RECEIVE_BYTES
 from triarch.client.problems import error_of, error_of_response
-from triarch.errors import DaemonUnavailable, Exhausted, Failed
+from triarch.errors import DaemonUnavailable, Exhausted, Failed, Invalid
 from triarch.model.driver import Resize
 from triarch.model.event import Event
 from triarch.model.machine import Exit
-from triarch.model.stream import MAX_DATA_BYTES, STDERR, STDIN, STDOUT, TOO_SLOW, Control, Ending
+from triarch.model.resources import format_size
+from triarch.model.stream import MAX_DATA_BYTES, MAX_MESSAGE_BYTES, STDERR, STDIN, STDOUT, TOO_SLOW, Control, Ending
 
 # More than this is not taken from the caller before the daemon has taken what there is.
 MAX_OUTGOING_BYTES = 256 << 10
@@ -171,7 +172,13 @@ class Stream:
     """
 
     def __init__(self, connection: socket.socket, target: str, opening: bytes) -> None:
+        """`opening` is the request as JSON. Raises `Invalid` when it is longer than the daemon takes."""
         try:
+            if len(opening) > MAX_MESSAGE_BYTES:
+                raise Invalid(
+                    f"the command and its environment are too long: {format_size(len(opening))}; "
+                    f"the daemon takes {format_size(MAX_MESSAGE_BYTES)}"
+                )
             self._websocket = WebSocket(connection, target)
         except BaseException:
             connection.close()
