@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import socket
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -301,6 +302,7 @@ def test_an_upload_that_breaks_off_leaves_nothing(rig: DaemonRig, client: Client
             b"PUT /1/templates/cut HTTP/1.1\r\nHost: t\r\nContent-Length: 9000000\r\n\r\n" + b"x" * 2_000_000
         )
         wait_until(lambda: len(list(work.glob("upload-*"))) == 1)
+        assert [stat.S_IMODE(path.stat().st_mode) for path in work.glob("upload-*")] == [0o600]
     wait_until(lambda: not list(work.glob("upload-*")))
     assert "cut" not in [template.name for template in client.templates()]
     assert "Traceback" not in rig.log()

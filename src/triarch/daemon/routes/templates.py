@@ -106,7 +106,9 @@ async def _spool(request: Request[Any, Any, Any], directory: Path) -> Path:
         raise Exhausted(f"no room for the archive: it has {announced} bytes, {directory} has {free} free")
     path = directory / f"upload-{secrets.token_hex(6)}"
     try:
-        with path.open("xb", buffering=0) as file:
+        # Its files may be secret, and the directory is one that a build's own user passes through.
+        path.touch(mode=0o600, exist_ok=False)
+        with path.open("r+b", buffering=0) as file:
             received = await _copy(request, file)
         if announced and received != announced:
             raise Invalid(f"the upload broke off: {received} of {announced} bytes came")
