@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -51,6 +52,12 @@ class Engineer:
 
     async def launch(self, name: str, *command: str, start: bool = True, **environment: str) -> None:
         await self.done(await self.engine.create(machine_request(name, *command, start=start, **environment)))
+
+    async def bring_down(self) -> None:
+        """What `triarch down` and the end of its daemon do."""
+        await self.done(await self.engine.down())
+        await self.engine.close()
+        shutil.rmtree(self.engine.instance.run_dir)
 
     async def idle(self) -> None:
         """Until no operation runs."""
@@ -119,8 +126,7 @@ async def engineer_at(directory: Path) -> AsyncIterator[Engineer]:
     try:
         yield engineer
     finally:
-        await engineer.done(await engineer.engine.down())
-        await engineer.engine.close()
+        await engineer.bring_down()
 
 
 class Collected:

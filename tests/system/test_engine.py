@@ -253,8 +253,7 @@ async def test_a_new_daemon_adopts_what_runs_and_records_what_ended_unseen(tmp_p
     await second.idle()
     assert second.engine.machine("stays").state is State.RUNNING
     assert second.engine.machine("goes").state is State.STOPPED
-    await second.done(await second.engine.down())
-    await second.engine.close()
+    await second.bring_down()
 
 
 async def test_after_a_reboot_nothing_runs_and_everything_starts_again(tmp_path: Path) -> None:
@@ -273,8 +272,7 @@ async def test_after_a_reboot_nothing_runs_and_everything_starts_again(tmp_path:
     assert view.state in (State.STOPPED, State.FAILED) and view.last_exit is not None
     assert "host restarted" in view.last_exit.reason
     await second.done(await second.engine.start("web"))
-    await second.done(await second.engine.down())
-    await second.engine.close()
+    await second.bring_down()
 
 
 async def test_an_architecture_that_is_not_here_is_refused_with_its_reason(web: Engineer) -> None:
