@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 
 from triarch.errors import Error, Failed, Unavailable
-from triarch.host.cgroup import CgroupTrees, cgroup_trees, remove
+from triarch.host.cgroup import V2_IO_WEIGHTS, CgroupTrees, cgroup_trees, remove
 
 _PERIOD_US = 100_000
 # What a plain user and a locked-down container hear; busy is a version 2 tree whose root has processes of its own.
@@ -86,7 +86,7 @@ def _v2_settings(limits: Limits) -> dict[str, str]:
         "cpu.max": f"{'max' if limits.cpus is None else _quota_us(limits.cpus)} {_PERIOD_US}",
     }
     if limits.io_weight is not None:
-        settings["io.weight"] = f"default {limits.io_weight}"
+        settings.update(dict.fromkeys(V2_IO_WEIGHTS, f"default {limits.io_weight}"))
     return settings
 
 

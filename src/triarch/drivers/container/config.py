@@ -226,8 +226,10 @@ def make_config(
     terminal: Resize | None,
     *,
     device_rules: bool = True,
+    weigh_io: bool = True,
 ) -> Config:
-    """All of `config.json`. Without `device_rules` the user namespace and `nodev` mounts alone keep devices away.
+    """All of `config.json`. Without `device_rules` the user namespace and `nodev` mounts alone keep devices away;
+    without `weigh_io` something else sets the I/O weight.
 
     `compiled` is the finished filter, if there is one; `terminal` gives an app machine one."""
     machine = spec.machine
@@ -253,7 +255,7 @@ def make_config(
                 Namespace(type="network", path=paths.network_namespace),
             ),
             cgroups_path=spec.cgroup,
-            resources=_limits(machine.resources, device_rules),
+            resources=_limits(machine.resources, device_rules, weigh_io),
             masked_paths=_MASKED_PATHS,
             # The kernel guards /proc/sys against other user namespaces; an init sets its own network's values there.
             readonly_paths=_READ_ONLY_PATHS if system else (*_READ_ONLY_PATHS, "/proc/sys"),
@@ -319,7 +321,7 @@ def _mounts(system: bool, paths: Paths) -> tuple[Mount, ...]:
     return (*fixed, *(of_init if system else ()), *files)
 
 
-def _limits(resources: Resources, device_rules: bool) -> Limits:
+def _limits(resources: Resources, device_rules: bool, weigh_io: bool) -> Limits:
     allowed = tuple(
         AllowedDevice(allow=True, major=major, minor=msgspec.UNSET if minor is None else minor)
         for major, minor in _DEVICES
@@ -330,5 +332,5 @@ def _limits(resources: Resources, device_rules: bool) -> Limits:
         cpu=None if cpus is None else Cpu(quota=max(1000, round(cpus * CPU_PERIOD_US)), period=CPU_PERIOD_US),
         memory=None if resources.memory_bytes is None else Memory(limit=resources.memory_bytes),
         pids=None if resources.pids is None else Pids(limit=resources.pids),
-        block_io=None if resources.io_weight is None else BlockIo(weight=resources.io_weight),
+        block_io=BlockIo(weight=resources.io_weight) if weigh_io and resources.io_weight is not None else None,
     )

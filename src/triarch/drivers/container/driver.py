@@ -296,6 +296,9 @@ class ContainerDriver:
             raise failed_start(error, spec) from error
         finally:
             self._starting -= 1
+        weight = spec.machine.resources.io_weight
+        if weight is not None and not cgroup.runtime_weighs_io():
+            cgroup.set_io_weight(spec.cgroup, weight)
         record = _record(spec, launched, terminal)
         write_record(files, record)
         if compiled is None:
@@ -334,7 +337,15 @@ class ContainerDriver:
         log.prepare()
         for directory in (files.run_dir, files.runtime_root, files.exit_dir):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        config = make_config(spec, paths, seccomp, compiled, terminal, device_rules=cgroup.can_filter_devices())
+        config = make_config(
+            spec,
+            paths,
+            seccomp,
+            compiled,
+            terminal,
+            device_rules=cgroup.can_filter_devices(),
+            weigh_io=cgroup.runtime_weighs_io(),
+        )
         files.config.write_bytes(msgspec.json.encode(config))
         on_terminal = spec.machine.init is Init.SYSTEM or terminal is not None
         return Launch(
