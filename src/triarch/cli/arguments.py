@@ -119,9 +119,7 @@ def resource_options(command: Any) -> Any:
         click.option("--memory", type=SizeType(MIN_MEMORY_BYTES), metavar="SIZE", help="Memory, such as 512M."),
         click.option("--disk", type=SizeType(MIN_DISK_BYTES), metavar="SIZE", help="Room for what it writes (10G)."),
         click.option("--pids", type=click.IntRange(16, 1 << 22), metavar="N", help="The most processes and threads."),
-        click.option(
-            "--io-weight", type=click.IntRange(10, 1000), metavar="N", help="Share of the disk, 10 to 1000 (100)."
-        ),
+        click.option("--io-weight", type=click.IntRange(10, 1000), metavar="N", help="Share of the disk (100)."),
     )
 
 

@@ -101,7 +101,7 @@ def _with_term(environment: dict[str, str], use_terminal: bool) -> dict[str, str
     return environment
 
 
-@click.command("run", cls=CommandAfterName)
+@click.command("run", cls=CommandAfterName, short_help="Run COMMAND in a throw-away machine.")
 @_terminal_option
 @_input_options[0]
 @_input_options[1]

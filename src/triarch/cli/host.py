@@ -31,7 +31,7 @@ COLUMNS = (
 CSV_COLUMNS = (*COLUMNS, Column[Check]("FIX", lambda check: check.fix or ""))
 
 
-@click.command("doctor")
+@click.command("doctor", short_help="Check what this host can do.")
 @output_option
 @click.pass_obj
 def doctor_command(session: Session, output_format: str) -> int:
@@ -65,7 +65,7 @@ def _checks(session: Session) -> tuple[Check, ...]:
     return msgspec.json.decode(done.stdout, type=tuple[Check, ...])
 
 
-@click.command("down")
+@click.command("down", short_help="Stop every machine, clear the host, end the daemon.")
 @click.pass_obj
 def down_command(session: Session) -> None:
     """Stop every machine, clear the host of everything that is not a file of a machine, and end the daemon."""
@@ -95,7 +95,7 @@ class Versions(msgspec.Struct, frozen=True, omit_defaults=True):
     server: ServerInfo | None = None
 
 
-@click.command("version")
+@click.command("version", short_help="Show the versions of command and daemon.")
 @output_option
 @click.pass_obj
 def version_command(session: Session, output_format: str) -> None:
@@ -116,7 +116,7 @@ def version_command(session: Session, output_format: str) -> None:
     print(f"Server: {f'{server.version} (pid {server.pid}, {server.state_dir})' if server else 'does not run'}")
 
 
-@click.command("completion")
+@click.command("completion", short_help="Print the completion script for a shell.")
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 @click.pass_context
 def completion_command(ctx: click.Context, shell: str) -> None:

@@ -195,7 +195,7 @@ def rename_command(session: Session, name: str, new_name: str) -> None:
     finish(session.client, session.client.rename(name, new_name))
 
 
-@click.command("switch")
+@click.command("switch", short_help="Run a machine under another architecture.")
 @machine_argument()
 @click.option("--to", "architecture", metavar="ARCH", required=True, help="The architecture to run under.")
 @click.option("--check", is_flag=True, help="Only say whether it would be possible.")

@@ -25,7 +25,7 @@ def logs_command(session: Session, name: str, follow: bool) -> None:
         terminal.write_all(terminal.STDOUT_FILENO, piece)
 
 
-@click.command("events")
+@click.command("events", short_help="Print what happens as it happens.")
 @click.option(
     "-o",
     "--output",
@@ -65,7 +65,7 @@ def _describe(operation: Operation) -> str:
     return " ".join(word for word in words if word)
 
 
-@click.command("wait")
+@click.command("wait", short_help="Wait for an operation or a machine's.")
 @click.argument("subject", metavar="OPERATION|NAME")
 @click.pass_obj
 def wait_command(session: Session, subject: str) -> None:
