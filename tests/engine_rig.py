@@ -57,7 +57,7 @@ class Engineer:
         """What `triarch down` and the end of its daemon do."""
         await self.done(await self.engine.down())
         await self.engine.close()
-        shutil.rmtree(self.engine.instance.run_dir)
+        shutil.rmtree(self.engine.instance.run_dir, ignore_errors=True)
 
     async def idle(self) -> None:
         """Until no operation runs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tarfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -176,6 +177,18 @@ async def test_a_template_is_in_use_by_its_name_and_not_by_its_tree(web: Enginee
         await web.engine.delete_template("one")
     layer = DirectoryPool("default", Path(web.engine.instance.state_dir) / "pool").verify_layer(one.layers[0])
     assert layer.exists()
+
+
+async def test_machines_made_at_once_share_no_name_and_no_address(tmp_path: Path) -> None:
+    async with engineer_at(tmp_path) as engineer:
+        network = "nat" if os.geteuid() == 0 else "none"
+        request = msgspec.structs.replace(machine_request("x", start=False), name=None, network=network)
+        operations = await asyncio.gather(*(engineer.engine.create(request) for _ in range(60)))
+        for operation in operations:
+            await engineer.done(operation)
+        views = engineer.engine.machines()
+        assert len(views) == 60
+        assert len({view.address for view in views}) == (60 if network == "nat" else 1)
 
 
 async def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:

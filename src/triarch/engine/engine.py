@@ -94,7 +94,8 @@ class Engine:
             report=self._operations.report,
         )
         self._lifecycle = Lifecycle(self._services, self._operations, journal)
-        self._reserved: set[int] = set()
+        # Machines that are being made: name and index.
+        self._reserved: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _hear(self, architecture: str, observation: Observation) -> None:
@@ -205,7 +206,8 @@ class Engine:
             self._check_name_free(request.name)
         machine = await resolve(self._services, request, self._reserved)
         self._check_name_free(machine.name)
-        self._reserved.add(machine.index)
+        self._operations.check_free(f"machine/{machine.name}")
+        self._reserved[machine.name] = machine.index
         return machine
 
     def _check_name_free(self, name: str) -> None:
@@ -213,20 +215,26 @@ class Engine:
             raise Exists(f"machine '{name}' exists already", hint=f"triarch info {name}", machine=name)
 
     def _begin_new(self, procedure: MachineProcedure) -> Operation:
-        """From the first step on the index is held by the record; until then by the reservation."""
+        """From the first step on name and index are held by the record; until then by the reservation."""
+        machine = procedure.arguments.machine
         try:
             operation = self._operations.begin(procedure)
         except BaseException:
-            self._reserved.discard(procedure.arguments.machine.index)
+            self._release(machine)
             raise
-        task = asyncio.create_task(self._release_index(operation.id, procedure.arguments.machine.index))
+        task = asyncio.create_task(self._release_after(operation.id, machine))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return operation
 
-    async def _release_index(self, operation_id: str, index: int) -> None:
+    async def _release_after(self, operation_id: str, machine: Machine) -> None:
         await self._operations.wait(operation_id)
-        self._reserved.discard(index)
+        self._release(machine)
+
+    def _release(self, machine: Machine) -> None:
+        """Unless another machine that is being made has the name by now."""
+        if self._reserved.get(machine.name) == machine.index:
+            del self._reserved[machine.name]
 
     def _checked(self, name: str, verb: Verb) -> Machine:
         """The machine, if nothing holds it and its state allows `verb`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from triarch.drivers.base import Driver
@@ -28,9 +29,13 @@ _ADJECTIVES = (
 _NOUNS = "badger crane falcon fox heron ibex jackal kestrel lark lynx marten otter owl puffin raven seal stoat wren"
 
 
-async def resolve(services: Services, request: CreateMachine, taken_indexes: set[int]) -> Machine:
-    """The machine that `request` describes. Raises `Invalid`, `NotFound`, `Unsupported` or `DriverUnavailable`."""
-    name = check_machine_name(request.name) if request.name is not None else _free_name(services)
+async def resolve(services: Services, request: CreateMachine, taken: Mapping[str, int]) -> Machine:
+    """The machine that `request` describes. Raises `Invalid`, `NotFound`, `Unsupported` or `DriverUnavailable`.
+
+    `taken` are names and indexes of machines that have no record yet; the caller adds this one to them before it lets
+    anything else run.
+    """
+    name = check_machine_name(request.name) if request.name is not None else _free_name(services, taken)
     template = services.templates.get(request.template)
     architecture = request.architecture or await services.architectures.default()
     driver = await services.architectures.need(architecture)
@@ -44,8 +49,13 @@ async def resolve(services: Services, request: CreateMachine, taken_indexes: set
         )
     if init is Init.SYSTEM and request.command:
         raise Invalid(f"machine '{name}' boots its own init, so it takes no command", hint="leave out --init system")
-    index = _free_index(services, taken_indexes)
     network = request.network or _default_network(services, driver)
+    if network == "nat":
+        await services.need_subnet()
+    # From here on nothing waits: what is free now is free when the caller takes it.
+    if name in taken and request.name is None:
+        name = _free_name(services, taken)
+    index = _free_index(services, taken)
     machine = Machine(
         name=name,
         uuid=str(uuid.uuid4()),
@@ -57,7 +67,7 @@ async def resolve(services: Services, request: CreateMachine, taken_indexes: set
         environment={**template.environment, **request.environment},
         resources=request.resources,
         network=network,
-        nic=await _nic(services, network, index),
+        nic=_nic(services, network, index),
         forwards=request.forwards,
         ids=services.instance.id_range(index),
         ephemeral=request.ephemeral,
@@ -106,28 +116,29 @@ def _check_network(services: Services, machine: Machine) -> None:
         )
 
 
-async def _nic(services: Services, network: NetworkMode, index: int) -> Nic | None:
+def _nic(services: Services, network: NetworkMode, index: int) -> Nic | None:
     if network == "none":
         return None
     if network == "user":
         octets = (0x52, 0x54, 0, *secrets.token_bytes(3))
         return Nic(mac=":".join(f"{octet:02x}" for octet in octets), address="10.0.2.15/24")
-    return services.network.nic(await services.need_subnet(), index)
+    assert services.subnet is not None
+    return services.network.nic(services.subnet, index)
 
 
-def _free_index(services: Services, taken: set[int]) -> int:
-    used = taken | {kept.value.index for kept in services.machines.all()}
+def _free_index(services: Services, taken: Mapping[str, int]) -> int:
+    used = {*taken.values(), *(kept.value.index for kept in services.machines.all())}
     for index in range(1, MAX_MACHINES + 1):
         if index not in used:
             return index
     raise Exhausted(f"this instance has {MAX_MACHINES} machines already, which is the most it takes")
 
 
-def _free_name(services: Services) -> str:
+def _free_name(services: Services, taken: Mapping[str, int]) -> str:
     adjectives, nouns = _ADJECTIVES.split(), _NOUNS.split()
     while True:
         name = f"{secrets.choice(adjectives)}-{secrets.choice(nouns)}"
-        if services.machines.find(name) is not None:
+        if name in taken or services.machines.find(name) is not None:
             name = f"{name}-{secrets.randbelow(10_000)}"
-        if services.machines.find(name) is None:
+        if name not in taken and services.machines.find(name) is None:
             return name
