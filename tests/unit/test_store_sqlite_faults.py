@@ -239,3 +239,22 @@ async def test_a_disk_that_is_full_from_the_start(small_disk: Path) -> None:
             pass
     with pytest.raises(Exhausted):
         await SqliteStore(small_disk / "triarch.db").open()
+
+
+def another_users_view(path: Path) -> str:
+    """What a store at `path` says to user nobody when it is opened."""
+    code = (
+        "import asyncio, sys; from pathlib import Path; from triarch.store.sqlite import SqliteStore\n"
+        "asyncio.run(SqliteStore(Path(sys.argv[1])).open())"
+    )
+    argv = [sys.executable, "-c", code, str(path)]
+    return subprocess.run(argv, user=65534, capture_output=True, text=True, check=False).stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can look as another user does")
+async def test_another_users_store_is_named_as_such(path: Path) -> None:
+    store = await filled(path, 1)
+    await store.close()
+    for directory in list(path.parents)[:3]:
+        directory.chmod(directory.stat().st_mode | 0o111)
+    assert "may not be opened by user 65534: this instance is another user's" in another_users_view(path)

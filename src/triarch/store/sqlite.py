@@ -271,6 +271,11 @@ def _translate(error: sqlite3.Error, path: Path) -> Error:
             return Exhausted(f"the disk that holds the store {path} is full", hint=f"df -h {path.parent}")
         case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
             return Denied(f"the store {path} may not be written: {error}")
+        case sqlite3.SQLITE_CANTOPEN if not os.access(path, os.R_OK | os.W_OK):
+            return Denied(
+                f"the store {path} may not be opened by user {os.geteuid()}: this instance is another user's",
+                hint="triarch --root DIR, with a directory of your own",
+            )
         case sqlite3.SQLITE_CANTOPEN:
             return Unavailable(f"the store {path} cannot be opened: {error}")
     return Failed(f"the store {path} failed: {error}")
