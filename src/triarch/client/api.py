@@ -209,7 +209,6 @@ class Client:
     # -- streams
 
     def _open(self, target: str, request: msgspec.Struct | None = None) -> Stream:
-        # wsproto is loaded by those who need it.
         from triarch.client.stream import Stream
 
         return Stream(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-import h11
+import msgspec
 
+from triarch.client.http import Response
 from triarch.client.problems import error_of_response
 from triarch.errors import DaemonUnavailable, Denied, TimedOut
 
@@ -37,8 +37,7 @@ def connect(path: Path, timeout_seconds: float | None) -> socket.socket:
     return connection
 
 
-@dataclass(frozen=True, slots=True)
-class Upload:
+class Upload(msgspec.Struct, frozen=True):
     """The body of a request."""
 
     content_type: str
@@ -54,7 +53,6 @@ class Connection:
         self._path = path
         self._timeout_seconds = timeout_seconds
         self._socket: socket.socket | None = None
-        self._http = h11.Connection(h11.CLIENT)
 
     def close(self) -> None:
         if self._socket is not None:
@@ -75,20 +73,25 @@ class Connection:
         connection = self.open()
         silence = None if patience_seconds is None else self._timeout_seconds + patience_seconds
         connection.settimeout(silence)
+        reusable = False
         try:
-            self._send(connection, method, target, upload)
-            status = self._status(connection)
-            if status >= 400:
-                raise error_of_response(status, b"".join(self._body(connection)))
-            yield from self._body(connection)
+            sent = self._send(connection, method, target, upload)
+            response = Response(lambda: connection.recv(RECEIVE_BYTES))
+            if response.status >= 400:
+                body = b"".join(response.body())
+                reusable = sent and response.reusable
+                raise error_of_response(response.status, body)
+            yield from response.body()
+            reusable = sent and response.reusable
         except TimeoutError as error:
             raise TimedOut(f"the daemon has not answered {method} {target} for {silence:g} s") from error
-        except (OSError, h11.RemoteProtocolError) as error:
+        except OSError as error:
             raise DaemonUnavailable(
                 f"the daemon ended before it had answered {method} {target}", hint="triarch list"
             ) from error
         finally:
-            self._finish()
+            if not reusable:
+                self.close()
 
     def wait_closed(self) -> None:
         """Return when the daemon has closed its end (it is ending)."""
@@ -105,40 +108,18 @@ class Connection:
             self.close()
         if self._socket is None:
             self._socket = connect(self._path, self._timeout_seconds)
-            self._http = h11.Connection(h11.CLIENT)
         return self._socket
 
-    def _send(self, connection: socket.socket, method: str, target: str, upload: Upload | None) -> None:
-        headers = [("Host", HOST)]
+    def _send(self, connection: socket.socket, method: str, target: str, upload: Upload | None) -> bool:
+        """Whether all of it was sent."""
+        head = f"{method} {target} HTTP/1.1\r\nHost: {HOST}\r\n"
         if upload is not None:
-            headers += [("Content-Type", upload.content_type), ("Content-Length", str(upload.size_bytes))]
-        connection.sendall(self._http.send(h11.Request(method=method, target=target, headers=headers)) or b"")
+            head += f"Content-Type: {upload.content_type}\r\nContent-Length: {upload.size_bytes}\r\n"
+        connection.sendall(f"{head}\r\n".encode("ascii"))
         try:
             for piece in upload.pieces if upload is not None else ():
-                connection.sendall(self._http.send(h11.Data(data=piece)) or b"")
-            connection.sendall(self._http.send(h11.EndOfMessage()) or b"")
+                connection.sendall(piece)
         except (BrokenPipeError, ConnectionResetError):
             # The daemon may refuse a long body before it has read all of it: what counts is its answer.
-            self._http.send_failed()
-
-    def _status(self, connection: socket.socket) -> int:
-        event = self._next_event(connection)
-        if not isinstance(event, h11.Response):
-            raise ConnectionResetError("closed before an answer")
-        return event.status_code
-
-    def _body(self, connection: socket.socket) -> Iterator[bytes]:
-        while isinstance(event := self._next_event(connection), h11.Data):
-            yield bytes(event.data)
-
-    def _next_event(self, connection: socket.socket) -> object:
-        while (event := self._http.next_event()) is h11.NEED_DATA:
-            self._http.receive_data(connection.recv(RECEIVE_BYTES))
-        return event
-
-    def _finish(self) -> None:
-        """Keep the connection only when both directions ended in order."""
-        if self._http.our_state is h11.DONE and self._http.their_state is h11.DONE:
-            self._http.start_next_cycle()
-        else:
-            self.close()
+            return False
+        return True

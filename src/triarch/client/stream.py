@@ -4,28 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from select import POLLIN, POLLOUT, poll
 from types import TracebackType
 
 import msgspec
-from wsproto import ConnectionType, WSConnection
-from wsproto.events import (
-    AcceptConnection,
-    BytesMessage,
-    CloseConnection,
-    Ping,
-    RejectConnection,
-    RejectData,
-    Request,
-    TextMessage,
-)
-from wsproto.utilities import LocalProtocolError, RemoteProtocolError
 
 from triarch.client.connection import HOST, RECEIVE_BYTES
+from triarch.client.http import BrokenProtocol, Response
 from triarch.client.problems import error_of, error_of_response
+from triarch.client.websocket import Close, Handshake, Messages
 from triarch.errors import DaemonUnavailable, Exhausted, Failed, Invalid
 from triarch.model.driver import Resize
 from triarch.model.event import Event
@@ -35,18 +23,17 @@ from triarch.model.stream import MAX_DATA_BYTES, MAX_MESSAGE_BYTES, STDERR, STDI
 
 # More than this is not taken from the caller before the daemon has taken what there is.
 MAX_OUTGOING_BYTES = 256 << 10
+SWITCHING = 101
 
 
-@dataclass(frozen=True, slots=True)
-class Output:
+class Output(msgspec.Struct, frozen=True):
     """Bytes that the command wrote; `channel` is STDOUT or STDERR of `triarch.model.stream`."""
 
     channel: int
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Completed:
+class Completed(msgspec.Struct, frozen=True):
     """A command that has ended."""
 
     exit: Exit
@@ -55,22 +42,22 @@ class Completed:
 
 
 class WebSocket:
-    """wsproto on a socket: text messages as a whole, and binary ones, which carry output, in pieces as they come."""
+    """An open WebSocket on a socket, which is then read and written without waiting."""
 
     def __init__(self, connection: socket.socket, target: str) -> None:
         """Open a WebSocket at `target` (blocking). Raises the error that the daemon refused with."""
         self._socket = connection
-        self._protocol = WSConnection(ConnectionType.CLIENT)
+        self._messages = Messages()
         self._outgoing = bytearray()
-        self._received: deque[BytesMessage | TextMessage | CloseConnection] = deque()
-        self._text = ""
-        self._channel: int | None = None
-        self._open = False
-        self._refusal: RejectConnection | None = None
-        self._refusal_body = b""
-        connection.sendall(self._protocol.send(Request(host=HOST, target=target)))
-        while not self._open:
-            self._feed()
+        self._closed = False
+        handshake = Handshake(HOST, target)
+        connection.sendall(handshake.request)
+        with _explained():
+            response = Response(lambda: connection.recv(RECEIVE_BYTES))
+            if response.status != SWITCHING:
+                raise error_of_response(response.status, b"".join(response.body()))
+            handshake.check(response)
+        self._early = response.take_rest()
         connection.setblocking(False)
 
     def fileno(self) -> int:
@@ -86,10 +73,9 @@ class WebSocket:
 
     def send(self, message: bytes | str) -> None:
         """Queue a message and send what the daemon takes now."""
-        event = TextMessage(data=message) if isinstance(message, str) else BytesMessage(data=message)
         # When the daemon has said its last word already, that comes with the next `receive`.
-        with contextlib.suppress(LocalProtocolError):
-            self._outgoing += self._protocol.send(event)
+        if not self._closed:
+            self._outgoing += self._messages.encode(message)
         self.flush()
 
     def flush(self) -> None:
@@ -103,66 +89,41 @@ class WebSocket:
         except ConnectionError:
             self._outgoing.clear()
 
-    def receive(self) -> Iterator[Output | str | int]:
-        """What has come, without waiting: pieces of binary messages, whole text messages, the code of the close.
+    def receive(self) -> Iterator[bytes | str | int]:
+        """The messages that have come, without waiting: binary ones, text, the code of the close.
 
-        Raises `DaemonUnavailable` when the daemon vanished.
+        Raises `DaemonUnavailable` when the daemon vanished, `Failed` when it does not speak the protocol.
         """
+        with _explained():
+            for message in self._messages.receive(self._received()):
+                if isinstance(message, Close):
+                    self._closed = True
+                    yield message.code
+                else:
+                    yield message
+        self._outgoing += self._messages.take_due()
+        self.flush()
+
+    def _received(self) -> bytes:
+        early, self._early = self._early, b""
         try:
-            self._feed()
+            data = self._socket.recv(RECEIVE_BYTES)
         except BlockingIOError:
-            pass
-        except ConnectionError as error:
-            raise DaemonUnavailable("the daemon ended and closed the stream") from error
-        while self._received:
-            event = self._received.popleft()
-            if isinstance(event, CloseConnection):
-                yield event.code
-            elif isinstance(event, BytesMessage):
-                yield self._output(event)
-            else:
-                self._text += event.data
-                if event.message_finished:
-                    yield self._text
-                    self._text = ""
-
-    def _output(self, event: BytesMessage) -> Output:
-        """A long message comes in pieces, of which the first begins with the channel."""
-        data = bytes(event.data)
-        if self._channel is None:
-            self._channel, data = data[0] if data else STDOUT, data[1:]
-        output = Output(self._channel, data)
-        if event.message_finished:
-            self._channel = None
-        return output
-
-    def _feed(self) -> None:
-        data = self._socket.recv(RECEIVE_BYTES)
-        if not data:
+            return early
+        if not data and not early:
             raise ConnectionResetError("the daemon closed the connection")
-        try:
-            self._protocol.receive_data(data)
-            for event in self._protocol.events():
-                self._take(event)
-        except RemoteProtocolError as error:
-            raise Failed(f"the daemon broke the WebSocket protocol: {error}") from error
+        return early + data
 
-    def _take(self, event: object) -> None:
-        if isinstance(event, AcceptConnection):
-            self._open = True
-        elif isinstance(event, Ping):
-            self._outgoing += self._protocol.send(event.response())
-            self.flush()
-        elif isinstance(event, RejectConnection):
-            self._refusal = event
-            if not event.has_body:
-                raise error_of_response(event.status_code, b"")
-        elif isinstance(event, RejectData) and self._refusal is not None:
-            self._refusal_body += event.data
-            if event.body_finished:
-                raise error_of_response(self._refusal.status_code, self._refusal_body)
-        elif isinstance(event, BytesMessage | TextMessage | CloseConnection):
-            self._received.append(event)
+
+@contextlib.contextmanager
+def _explained() -> Iterator[None]:
+    """What can go wrong with a connection, as errors that people read."""
+    try:
+        yield
+    except BrokenProtocol as error:
+        raise Failed(f"the daemon broke the WebSocket protocol: {error}") from error
+    except ConnectionError as error:
+        raise DaemonUnavailable("the daemon ended and closed the stream") from error
 
 
 class Stream:
@@ -225,8 +186,8 @@ class Stream:
     def receive(self) -> Iterator[Output]:
         """The output that has come. After the last of it `ending` is there."""
         for item in self._websocket.receive():
-            if isinstance(item, Output):
-                yield item
+            if isinstance(item, bytes):
+                yield Output(item[0] if item else STDOUT, item[1:])
             elif isinstance(item, str):
                 self._ending = msgspec.json.decode(item, type=Ending)
             elif self._ending is None:

@@ -5,7 +5,6 @@ Everything that must not collide between two instances on one host follows from 
 
 from __future__ import annotations
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -83,7 +82,7 @@ def instance_at(root: str | Path, user_id: int | None = None) -> Instance:
     """The separate instance whose state is in `root`. Its run directory is short, so that socket paths fit."""
     uid = os.geteuid() if user_id is None else user_id
     path = Path(root).expanduser().resolve()
-    tag = hashlib.sha256(os.fsencode(path)).hexdigest()[:6]
+    tag = _sha256_hex(os.fsencode(path))[:6]
     run = "/run" if uid == 0 else _user_runtime(uid)
     return Instance(tag=tag, state_dir=str(path), run_dir=f"{run}/triarch-{tag}", user_id=uid)
 
@@ -98,3 +97,13 @@ def home_directory() -> Path:
 
 def _user_runtime(uid: int) -> str:
     return os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/triarch-{uid}"
+
+
+def _sha256_hex(data: bytes) -> str:
+    try:
+        # As in the standard library's random.py: hashlib loads OpenSSL, a tenth of a short command's life.
+        from _sha256 import sha256  # type: ignore[import-not-found]
+    except ImportError:
+        from hashlib import sha256
+    digest: str = sha256(data).hexdigest()
+    return digest

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Interface
 from typing import Annotated
 
 import msgspec
@@ -25,7 +24,7 @@ class Nic(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def ip(self) -> str:
-        return str(IPv4Interface(self.address).ip)
+        return self.address.partition("/")[0]
 
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Iterable
 from datetime import datetime
@@ -71,6 +70,9 @@ class TemplateRef(msgspec.Struct, frozen=True, kw_only=True):
 
 def template_digest(layers: Iterable[Layer]) -> str:
     """The address of a whole template: the sha256 over its layers' digests, lowest first, each ended by a newline."""
+    # Slow to load, and no client needs it.
+    import hashlib
+
     return hashlib.sha256("".join(f"{layer.digest}\n" for layer in layers).encode()).hexdigest()
 
 
