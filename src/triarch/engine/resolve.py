@@ -15,6 +15,7 @@ from triarch.host import facts
 from triarch.host.tap import TAP_DEVICE
 from triarch.model.command import check_command
 from triarch.model.driver import Kind
+from triarch.model.instance import MAX_MACHINES
 from triarch.model.machine import CreateMachine, Machine, NetworkMode
 from triarch.model.names import check_machine_name
 from triarch.model.network import Nic
@@ -22,7 +23,6 @@ from triarch.model.resources import Resources, format_size
 from triarch.model.state import State
 from triarch.model.template import Init, TemplateRef
 
-MAX_MACHINES = 8000
 _ADJECTIVES = (
     "amber brave calm clever eager fair gentle happy keen lively merry noble proud quick quiet rapid swift wise"
 )
