@@ -203,11 +203,11 @@ def _last_line(record: Record) -> str:
 
 
 def _tail(path: Path, offset_bytes: int = 0) -> str:
-    """The end of a file, but nothing from before `offset_bytes`."""
+    """The end of a file, but nothing from before `offset_bytes`; a shorter one was begun anew meanwhile."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
-            file.seek(max(offset_bytes, size - _TAIL_BYTES))
+            file.seek(max(offset_bytes if offset_bytes <= size else 0, size - _TAIL_BYTES))
             return file.read(_TAIL_BYTES).decode(errors="replace")
     except OSError:
         return ""

@@ -7,8 +7,9 @@ import os
 import signal
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
+from triarch.drivers.qemu.log import bound_log
 from triarch.drivers.qemu.run import Record, Run
 from triarch.errors import TimedOut, Unavailable
 from triarch.host import cgroup
@@ -17,6 +18,8 @@ from triarch.host.spawn import reap
 from triarch.model.driver import Observation
 
 _KILL_SECONDS = 30.0
+# How often the logs of live machines are looked after.
+_LOG_SECONDS = 10.0
 _GROUP_TRIES, _GROUP_PAUSE_SECONDS = 100, 0.01
 
 
@@ -38,6 +41,7 @@ class Watches:
     def __init__(self) -> None:
         self._watches: dict[str, Watch] = {}
         self.ends: asyncio.Queue[Observation] | None = None
+        self._next_look: asyncio.TimerHandle | None = None
 
     def take(self, run: Run, record: Record, *, starting: bool = False) -> Watch | None:
         """The watch of the machine's live QEMU, begun at the first call; None when it does not live (any more)."""
@@ -53,6 +57,8 @@ class Watches:
             return None
         watch = self._watches[record.uuid] = Watch(run, record, process, pidfd, starting)
         asyncio.get_running_loop().add_reader(pidfd, self._settle, watch)
+        if self._next_look is None:
+            self._look_after_logs()
         return watch
 
     def started(self, watch: Watch) -> None:
@@ -73,8 +79,19 @@ class Watches:
                 f"{_KILL_SECONDS:.0f} s after it was killed"
             ) from error
 
+    def _look_after_logs(self) -> None:
+        """A machine that talks without end must not fill the host's disk. Sleeps while none lives."""
+        for watch in self._watches.values():
+            with suppress(OSError):
+                bound_log(Path(watch.record.log_path))
+        later = asyncio.get_running_loop().call_later
+        self._next_look = later(_LOG_SECONDS, self._look_after_logs) if self._watches else None
+
     def close(self) -> None:
         """Look no longer; the machines run on."""
+        if self._next_look is not None:
+            self._next_look.cancel()
+            self._next_look = None
         for watch in self._watches.values():
             self._drop(watch)
         self._watches.clear()
