@@ -97,6 +97,17 @@ def test_the_version_costs_no_import() -> None:
     assert not imported_by("--version") & {"click", "msgspec", "triarch.model.machine"}
 
 
+def test_a_command_that_attaches_imports_little(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; os._exit = lambda code: None; from triarch.cli.entry import main; main(); print(*sys.modules)"
+    )
+    arguments = (f"--root={tmp_path}", "exec", "--help")
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert {"triarch.cli.attach", "msgspec"} <= modules
+    assert not modules & {"typing_extensions", "hashlib", "dataclasses", "termios", "h11", "wsproto", "asyncio", "ssl"}
+
+
 def test_a_command_imports_only_what_it_needs() -> None:
     code = "import sys, triarch.cli.app as a; a.cli.get_command(None, 'list'); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

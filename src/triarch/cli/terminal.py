@@ -7,8 +7,6 @@ import os
 import select
 import signal
 import socket
-import termios
-import tty
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -42,6 +40,9 @@ def raw_terminal() -> Iterator[None]:
     if not os.isatty(STDIN_FILENO):
         yield
         return
+    import termios
+    import tty
+
     before = termios.tcgetattr(STDIN_FILENO)
     with _end_on(signal.SIGTERM, signal.SIGHUP):
         try:
