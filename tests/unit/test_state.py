@@ -40,7 +40,8 @@ def test_every_pair(state: State, verb: Verb) -> None:
     with pytest.raises(WrongState) as refusal:
         next_state("web", state, verb)
     message, hint = refusal.value.message, refusal.value.hint
-    assert message.startswith(f"cannot {verb} machine 'web': it is {state}; {verb} needs ")
+    deed = {Verb.EXEC: "run a command in", Verb.CONSOLE: "attach to the console of"}.get(verb, verb.value)
+    assert message.startswith(f"cannot {deed} machine 'web': it is {state}; {verb} needs ")
     able = {source.value for (source, other), cell in expected().items() if other is verb and cell != "-"}
     assert set(message.rpartition(" needs ")[2].split(" or ")) == able
     assert refusal.value.fields == {"machine": "web", "state": state.value}

@@ -83,6 +83,7 @@ _HINTS = {
     (_P, Verb.START): "triarch resume {name}",
     (_P, Verb.RENAME): "triarch kill {name}",
 }
+_PHRASES = {Verb.EXEC: "run a command in", Verb.CONSOLE: "attach to the console of"}
 
 
 def next_state(name: str, state: State, verb: Verb) -> State | None:
@@ -92,7 +93,7 @@ def next_state(name: str, state: State, verb: Verb) -> State | None:
     needed = " or ".join(sorted(s.value for (s, v) in TRANSITIONS if v is verb))
     hint = _HINTS.get((state, verb))
     raise WrongState(
-        f"cannot {verb.value} machine '{name}': it is {state.value}; {verb.value} needs {needed}",
+        f"cannot {_PHRASES.get(verb, verb.value)} machine '{name}': it is {state.value}; {verb.value} needs {needed}",
         hint=hint.format(name=name) if hint else None,
         machine=name,
         state=state.value,
