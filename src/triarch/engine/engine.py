@@ -245,14 +245,23 @@ class Engine:
 
     async def start(self, name: str) -> Operation:
         machine = self._checked(name, Verb.START)
-        await self._services.architectures.need(machine.architecture)
+        await self._check_startable(machine)
         return self._operations.begin(Start(self._services, MachineArguments(machine=machine)))
 
     async def stop(self, name: str, request: StopMachine) -> Operation:
         return self._operations.begin(Stop(self._services, self._stop_arguments(name, Verb.STOP, request)))
 
     async def restart(self, name: str, request: StopMachine) -> Operation:
-        return self._operations.begin(Restart(self._services, self._stop_arguments(name, Verb.RESTART, request)))
+        """What could not start again is not stopped."""
+        arguments = self._stop_arguments(name, Verb.RESTART, request)
+        await self._check_startable(arguments.machine)
+        return self._operations.begin(Restart(self._services, arguments))
+
+    async def _check_startable(self, machine: Machine) -> None:
+        """Raise what this host lacks for it: its architecture or its network."""
+        await self._services.architectures.need(machine.architecture)
+        if machine.network == "nat":
+            self._services.network.probe()
 
     def _stop_arguments(self, name: str, verb: Verb, request: StopMachine) -> MachineArguments:
         machine = self._checked(name, verb)
