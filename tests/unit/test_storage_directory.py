@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
+import time
 import uuid as uuids
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,3 +178,22 @@ def test_locks_do_not_reach_child_programs(tmp_path: Path) -> None:
     fd = lock_file(path)
     assert not os.get_inheritable(fd)
     os.close(fd)
+
+
+def test_a_removed_delta_gives_its_room_back_and_leaves_no_name(pool: DirectoryPool) -> None:
+    uuid = str(uuids.uuid4())
+    path = pool.create_delta(uuid, 64 * MIB, durable=False)
+    pool.remove_delta(uuid)
+    assert not path.exists()
+    deadline = time.monotonic() + 10
+    while list(path.parent.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not list(path.parent.iterdir())
+
+
+def test_a_removal_that_was_interrupted_is_swept(pool: DirectoryPool) -> None:
+    path = pool.create_delta(str(uuids.uuid4()), 64 * MIB)
+    left = path.rename(path.with_name(f".removed-{path.stem}"))
+    assert pool.deltas() == ()
+    pool.prepare()
+    assert not left.exists()

@@ -78,7 +78,9 @@ class MachineActions:
     async def create_delta(self) -> None:
         Path(self.spec.state_dir).mkdir(mode=0o700, parents=True, exist_ok=True)
         size_bytes = self.machine.resources.disk_bytes
-        await asyncio.to_thread(self.services.pool.create_delta, self.machine.uuid, size_bytes)
+        await asyncio.to_thread(
+            self.services.pool.create_delta, self.machine.uuid, size_bytes, durable=not self.machine.ephemeral
+        )
 
     async def remove_delta(self) -> None:
         await asyncio.to_thread(self.services.pool.remove_delta, self.machine.uuid)

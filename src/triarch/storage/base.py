@@ -51,8 +51,10 @@ class Pool(Protocol):
         """Where the delta of a machine is or would be."""
         ...
 
-    def create_delta(self, uuid: str, size_bytes: int) -> Path:
+    def create_delta(self, uuid: str, size_bytes: int, *, durable: bool = True) -> Path:
         """A new empty delta: a sparse raw image of `size_bytes` holding ext4 with `/upper` (0755) and `/work`.
+
+        One that is not `durable` need not outlive the host.
 
         Existing is success when it is whole (idempotent after a crash). Raises `Exhausted`, leaving nothing.
         """
@@ -66,7 +68,7 @@ class Pool(Protocol):
         ...
 
     def remove_delta(self, uuid: str) -> None:
-        """Absent is success. Raises `Busy` when something holds the delta."""
+        """Absent is success; its room may come back a moment later. Raises `Busy` when something holds the delta."""
         ...
 
     def deltas(self) -> tuple[str, ...]:

@@ -5,7 +5,7 @@
     ROOT/deltas/UUID.raw           deltas
     ROOT/blank/SIZE.raw            one ready-made empty delta per size, cloned for every new machine
 
-Whatever is being made has a name that starts with a dot and is swept by `prepare`.
+Whatever is being made or removed has a name that starts with a dot and is swept by `prepare`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
@@ -58,6 +59,8 @@ class DirectoryPool:
         self._deltas = root / "deltas"
         self._blanks = root / "blank"
         self._making = threading.Lock()
+        # Python ends when its threads have: what was given to this one is done by then.
+        self._unlinking = ThreadPoolExecutor(1, "unlink")
 
     def prepare(self) -> None:
         for directory in (self.root, self._layers, self._deltas, self._blanks):
@@ -149,7 +152,7 @@ class DirectoryPool:
             raise Invalid(f"illegal machine uuid {uuid[:80]!r}: it needs 8-4-4-4-12 lower-case hex digits")
         return self._deltas / f"{uuid}.raw"
 
-    def create_delta(self, uuid: str, size_bytes: int) -> Path:
+    def create_delta(self, uuid: str, size_bytes: int, *, durable: bool = True) -> Path:
         """As in `Pool`; the size is rounded up to whole sectors of 4,096 bytes, which every hypervisor takes."""
         path = self.delta_path(uuid)
         size_bytes = -(-size_bytes // _SECTOR_BYTES) * _SECTOR_BYTES
@@ -159,9 +162,10 @@ class DirectoryPool:
         with full_disk_is_exhausted(f"a delta of {size_bytes >> 20} MiB", self._deltas):
             blank = self._blank(size_bytes)
             with _staged(self._deltas / f".{uuid}") as staged:
-                _clone(blank, staged)
+                _clone(blank, staged, durable=durable)
                 staged.rename(path)
-                sync_directory(self._deltas)
+                if durable:
+                    sync_directory(self._deltas)
         return path
 
     def _blank(self, size_bytes: int) -> Path:
@@ -188,8 +192,12 @@ class DirectoryPool:
             check_filesystem(path)
 
     def remove_delta(self, uuid: str) -> None:
+        """As in `Pool`. Giving the blocks back takes the filesystem tens of milliseconds: that happens afterwards."""
+        removed = self._deltas / f".removed-{uuid}"
         with contextlib.suppress(NotFound), self._locked_delta(uuid) as path:
-            path.unlink()
+            path.rename(removed)
+        # Not while it is open here: the blocks go with the last descriptor.
+        self._unlinking.submit(removed.unlink, missing_ok=True)
 
     @contextlib.contextmanager
     def _locked_delta(self, uuid: str) -> Iterator[Path]:
@@ -232,11 +240,12 @@ def _move(source: Path, target: Path) -> None:
     source.unlink()
 
 
-def _clone(source: Path, target: Path) -> None:
+def _clone(source: Path, target: Path, *, durable: bool = True) -> None:
     with source.open("rb") as original, target.open("xb") as clone:
         os.fchmod(clone.fileno(), 0o600)
         copy_sparse(original.fileno(), clone.fileno())
-        os.fsync(clone.fileno())
+        if durable:
+            os.fsync(clone.fileno())
 
 
 def _check_is_delta(path: Path, size_bytes: int) -> None:

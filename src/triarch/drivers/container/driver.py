@@ -352,6 +352,7 @@ class ContainerDriver:
             id=0,
             layers=tuple(LayerSource(digest=layer.digest, path=layer.path) for layer in spec.layers),
             delta_path=spec.delta_path,
+            durable=not spec.machine.ephemeral,
             id_base=spec.machine.ids.base,
             id_count=spec.machine.ids.count,
             interface=_interface(spec),

@@ -74,11 +74,13 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, tag="launch"):
 
     `layers` are lowest first; `monitor` is conmon's command line: it reports to the descriptor that the environment
     variable `_OCI_SYNCPIPE` names. It runs in `directory`, where its standard error becomes the file `monitor.err`.
+    A delta that is not `durable` need not outlive the host.
     """
 
     id: int
     layers: tuple[LayerSource, ...]
     delta_path: str
+    durable: bool
     id_base: int
     id_count: int
     interface: Interface | None
