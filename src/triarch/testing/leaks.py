@@ -7,6 +7,7 @@ from pathlib import Path
 
 from triarch.errors import CommandFailed, MissingProgram
 from triarch.host.process import run
+from triarch.host.syscalls import clone_tree
 from triarch.model.instance import Instance
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
@@ -23,6 +24,7 @@ def leaks(instance: Instance) -> tuple[str, ...]:
         *_interfaces(instance),
         *_tables(instance),
         *_cgroups(instance),
+        *_hidden_groups(instance),
         *_processes(instance),
         *_files(instance),
     )
@@ -63,6 +65,19 @@ def _cgroups(instance: Instance) -> list[str]:
     name = f"triarch-{instance.tag}"
     candidates = [CGROUP_ROOT / name, *CGROUP_ROOT.glob(f"*/{name}")]
     return [f"cgroup: {path}/{child}" for path in candidates if path.is_dir() for child in _subdirectories(path)]
+
+
+def _hidden_groups(instance: Instance) -> list[str]:
+    """What was made in a directory below a control group mount, where nobody sees it (needs root)."""
+    try:
+        fd = clone_tree(str(CGROUP_ROOT))
+    except OSError:
+        return []
+    try:
+        below = Path(f"/proc/self/fd/{fd}")
+        return [f"beneath a mount: {path.relative_to(below)}" for path in below.glob(f"*/triarch-{instance.tag}")]
+    finally:
+        os.close(fd)
 
 
 def _subdirectories(path: Path) -> list[str]:

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
 from triarch.errors import Exists, Failed, NotFound
-from triarch.host.cgroup import delegate
+from triarch.host.cgroup import cgroup_trees, delegate
 from triarch.host.idmap import NamespaceMaker, NamespacePair, attach_mapped, filesystem_ids
 from triarch.host.launcher.protocol import (
     CREATE_STEP,
@@ -81,6 +81,7 @@ def launch(request: Launch, place: Place, steps: Steps) -> Launched:
     with steps("set up the network"):
         _connect(request.interface, namespaces.network_fd)
     with steps("make control groups"):
+        _cover_hybrid_root()
         delegate(request.cgroup, request.id_base)
     with steps(CREATE_STEP):
         return _run_monitor(request)
@@ -145,6 +146,18 @@ def _write_files(request: Launch, place: Place) -> None:
         path.write_text(file.text)
         path.chmod(0o644)
         os.chown(path, request.id_base, request.id_base)
+
+
+def _cover_hybrid_root() -> None:
+    """Let the runtime have a version 2 tree of the machine's own.
+
+    The launcher hid the host's. Of the bare directory below crun would make one more version 1 tree, where nobody
+    removes its groups.
+    """
+    hybrid_root = cgroup_trees().hybrid_root
+    if hybrid_root is not None:
+        Path("groups").mkdir(mode=0o755)
+        mount("groups", str(hybrid_root), None, MS_BIND)
 
 
 def _pin(namespace_fd: int, target: str) -> None:
