@@ -154,6 +154,13 @@ def test_what_no_guest_can_be_given_is_refused(changes: dict[str, object], messa
         encode_config(config(**changes))
 
 
+def test_a_system_guest_masks_units_below_run() -> None:
+    app, system = encode_config(config()), encode_config(config(init=Init.SYSTEM))
+    assert b"\nlink " not in app
+    assert b":system/systemd-udevd.service /dev/null\n" in system
+    assert b":system-generators/systemd-getty-generator /dev/null\n" in system
+
+
 def test_kernel_command_line() -> None:
     app, system = kernel_command_line(config()), kernel_command_line(config(init=Init.SYSTEM))
     assert "systemd" not in app

@@ -33,6 +33,7 @@ STAGES = {
     "pmem": ("virtio_pmem", "nd_pmem"),
     "network": ("virtio_net",),
     "system": ("autofs4",),
+    "memory": ("virtio_balloon",),
 }
 
 _LIBRARIES = ("libc.so.6", "libcrypt.so.1", "libz.so.1", "libtomcrypt.so.1", "libtommath.so.1", "libgmp.so.10")

@@ -16,6 +16,7 @@ import msgspec
 from triarch.errors import Failed
 from triarch.host.pidfd import ProcessId
 from triarch.host.process import find_program, program_environment
+from triarch.host.syscalls import disable_huge_pages
 
 FIRST_FD = 3
 
@@ -35,7 +36,8 @@ class Detached(msgspec.Struct, frozen=True, kw_only=True):
     `stderr_fd` takes its output and its errors; its input is empty. `process_id_fd` is a file into which the new
     process writes its `ProcessId` before the program begins, so that no crash of the caller can lose it.
     `cgroup_fds` are open `cgroup.procs` files, entered before the program begins. `max_file_bytes` bounds every file
-    that it writes; beyond that its writes fail (EFBIG). Without `identity` it runs as the caller does.
+    that it writes; beyond that its writes fail (EFBIG). Without `identity` it runs as the caller does. Without
+    `huge_pages` its memory is in small pages, of which it holds no more than it touched.
     """
 
     argv: Sequence[str]
@@ -45,6 +47,7 @@ class Detached(msgspec.Struct, frozen=True, kw_only=True):
     cgroup_fds: Sequence[int] = ()
     identity: Identity | None = None
     max_file_bytes: int | None = None
+    huge_pages: bool = True
     environment: Mapping[str, str] = {}
 
 
@@ -80,6 +83,8 @@ def _begin(program: Detached, path: str, environment: Mapping[str, str], report_
             os.write(fd, b"0")
         os.write(program.process_id_fd, _describe_self())
         _limit(program.max_file_bytes)
+        if not program.huge_pages:
+            disable_huge_pages()
         if program.identity is not None:
             os.setgroups(program.identity.groups)
             os.setresgid(*(program.identity.group_id,) * 3)

@@ -29,6 +29,7 @@ _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442  # the same 
 
 _CAPABILITY_VERSION_3 = 0x20080522
 _PR_SET_PDEATHSIG = 1
+_PR_SET_THP_DISABLE = 41
 _ID_MASK = 0xFFFFFFFF  # uid_t is unsigned, a C function's result is an int
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -107,3 +108,8 @@ def raise_capabilities() -> None:
 def die_with_parent(signal_number: int) -> None:
     """prctl(2) PR_SET_PDEATHSIG: get this signal when the parent (thread) ends. Forked children do not inherit it."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0), "prctl")
+
+
+def disable_huge_pages() -> None:
+    """prctl(2) PR_SET_THP_DISABLE: this process, and what it executes, gets no transparent huge pages."""
+    _check(_libc.prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0), "prctl")

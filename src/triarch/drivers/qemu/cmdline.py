@@ -49,8 +49,9 @@ class Accelerator(StrEnum):
     KVM = "kvm"
 
 
+# In less room for translated code (MiB) a booting systemd is translated over and over; every VM keeps all of it.
 _ACCELERATION: dict[Accelerator, tuple[str, ...]] = {
-    Accelerator.TCG: ("-accel", "tcg,thread=multi,tb-size=32", "-cpu", "max"),
+    Accelerator.TCG: ("-accel", "tcg,thread=multi,tb-size=36", "-cpu", "max"),
     Accelerator.KVM: ("-accel", "kvm", "-cpu", "host"),
 }
 
@@ -135,6 +136,7 @@ def qemu_argv(spec: MachineSpec, config: GuestConfig, wiring: Wiring, accelerato
         *_ports(wiring),
         *_delta(wiring),
         *_layers(spec, wiring),
+        *_balloon(config),
         *_network(spec.link, wiring),
     )
 
@@ -206,6 +208,11 @@ def _layers(spec: MachineSpec, wiring: Wiring) -> tuple[str, ...]:
         arguments += ("-object", f"{backend},share=on,readonly=on")
         arguments += ("-device", f"virtio-pmem-pci,memdev=layer{number}")
     return tuple(arguments)
+
+
+def _balloon(config: GuestConfig) -> tuple[str, ...]:
+    """What the guest has freed goes back to the host. An attached command is soon over and is spared the device."""
+    return () if config.attached else ("-device", "virtio-balloon-pci,free-page-reporting=on")
 
 
 def _network(link: Link, wiring: Wiring) -> tuple[str, ...]:

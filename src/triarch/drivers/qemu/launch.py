@@ -25,6 +25,13 @@ from triarch.model.network import BridgeLink
 
 _OTHERS_READ = 0o004
 
+# QEMU's tables of translated code grow by copying: one heap, and large blocks that go back when freed (mallopt(3)).
+_ALLOCATION = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_TRIM_THRESHOLD_": "131072",
+}
+
 # What QEMU needs beside the guest's memory: its own, the translated code, page tables, buffers in flight.
 _OVERHEAD_BYTES = 320 << 20
 _OVERHEAD_SHARE = 16
@@ -53,6 +60,8 @@ def launch(spec: MachineSpec, run: Run, config: GuestConfig, accelerator: Accele
                 process_id_fd=process_id_fd,
                 cgroup_fds=_enter_group(spec, held),
                 identity=None if owner is None else _identity(owner, accelerator),
+                environment=_ALLOCATION,
+                huge_pages=accelerator is Accelerator.KVM,
                 max_file_bytes=Path(spec.delta_path).stat().st_size,
             )
         )

@@ -283,6 +283,22 @@ static void configure_resolver(void) {
         say("cannot mount resolv.conf: %m");
 }
 
+/* `NAME TARGET`: symbolic links below /run/systemd, which mask units and generators or want units. */
+static void configure_systemd(void) {
+    static const char *const folders[] = {"system", "system/getty.target.wants", "system-generators"};
+    char path[300];
+    for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) {
+        snprintf(path, sizeof path, "/new/run/systemd/%s", folders[i]);
+        mkdir(path, 0755);
+    }
+    for (int i = 0; config("link", i); i++) {
+        char *name = config("link", i), *space = strchr(name, ' ');
+        snprintf(path, sizeof path, "/new/run/systemd/%.*s", (int)(space - name), name);
+        if (symlink(space + 1, path))
+            say("cannot link %s: %m", path);
+    }
+}
+
 static void mount_system_folders(void) {
     static const char unmanaged[] = "[Match]\nName=eth0\n[Link]\nUnmanaged=yes\n";
     mount_or_give_up("run", "/new/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=20%");
@@ -351,6 +367,8 @@ static void boot(void) {
         load_modules("/modules/network");
     if (!app)
         load_modules("/modules/system");
+    if (!config("attached", 0))
+        load_modules("/modules/memory");
     wait_for_devices(uevents);
     mount_overlay();
     bool systemd = init_is_systemd();
@@ -360,6 +378,8 @@ static void boot(void) {
     sethostname(config("hostname", 0) ?: "machine", strlen(config("hostname", 0) ?: "machine"));
     configure_network();
     mount_system_folders();
+    if (systemd)
+        configure_systemd();
     configure_resolver();
     prepare_hidden_root(app);
     start_agent(agent_port, app);
