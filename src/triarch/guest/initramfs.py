@@ -100,20 +100,20 @@ class PackageTree:
         raise Damaged(f"the guest's packages hold a loop of links at {path}")
 
 
-def compose(tree: PackageTree, agent: PackageTree, init: bytes) -> Boot:
+def compose(kernel: PackageTree, agent: PackageTree, init: bytes) -> Boot:
     """Kernel and initramfs out of unpacked packages and the compiled init. Raises `Damaged` for what is missing."""
-    releases = [match[1] for name in tree.names() if (match := _KERNEL.match(name))]
+    releases = [match[1] for name in kernel.names() if (match := _KERNEL.match(name))]
     if len(releases) != 1:
         raise Damaged(f"the guest's packages hold {len(releases)} kernels; one was expected")
     release = releases[0]
     entries = [
         cpio.file("init", init, 0o755),
         *_system_entries(),
-        *_module_entries(tree, release),
+        *_module_entries(kernel, release),
         *_agent_entries(agent),
     ]
     return Boot(
-        kernel=extract_vmlinux(tree.read(f"boot/vmlinuz-{release}")),
+        kernel=extract_vmlinux(kernel.read(f"boot/vmlinuz-{release}")),
         initrd=cpio.write_archive(entries),
         kernel_release=release,
     )

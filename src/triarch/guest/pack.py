@@ -189,10 +189,10 @@ async def _fetch_packages(source: initramfs.Source, archive: Path, progress: Rep
 
 def _write_pack(partial: Path, archives: Sequence[Path], init: Path) -> None:
     with contextlib.ExitStack() as opened:
-        trees = [initramfs.PackageTree(*pair) for pair in zip(_SOURCES, archives, strict=True)]
-        for tree in trees:
+        packages, agent = (initramfs.PackageTree(*pair) for pair in zip(_SOURCES, archives, strict=True))
+        for tree in (packages, agent):
             opened.callback(tree.close)
-        boot = initramfs.compose(*trees, init.read_bytes())
+        boot = initramfs.compose(packages, agent, init.read_bytes())
     files = tuple(
         _write_file(partial / name, data) for name, data in ((KERNEL_FILE, boot.kernel), (INITRD_FILE, boot.initrd))
     )
