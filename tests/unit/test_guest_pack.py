@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ import pytest
 from triarch.errors import Damaged, Invalid
 from triarch.guest import cpio, pack
 from triarch.guest.agent import encode_request
-from triarch.guest.initramfs import PackageTree
+from triarch.guest.initramfs import KERNEL_SOURCE, PackageTree, Source
 from triarch.guest.kernel import extract_vmlinux, order_modules, without_signature
 from triarch.guest.keys import generate_keys
 from triarch.model.driver import ExecRequest
@@ -109,7 +110,7 @@ def test_links_are_followed_inside_the_package_tree(tmp_path: Path) -> None:
             "loop": "loop",
         },
     )
-    tree = PackageTree(archive)
+    tree = PackageTree(KERNEL_SOURCE, archive)
     try:
         assert tree.read("lib/libx.so.1") == tree.read("abs") == tree.read("up") == b"x"
         with pytest.raises(Damaged, match="loop"):
@@ -163,12 +164,13 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Building replaced by a few bytes: what is tested here is the cache around it. Counts the builds."""
     builds: list[str] = []
 
-    async def fetch(archive: Path, progress: pack.Report) -> None:
-        builds.append(archive.name)
+    async def fetch(source: Source, archive: Path, progress: pack.Report) -> None:
+        if source is KERNEL_SOURCE:
+            builds.append(archive.name)
         await asyncio.sleep(0.3)
         archive.write_bytes(b"")
 
-    def write(partial: Path, archive: Path, init: Path) -> None:
+    def write(partial: Path, archives: Sequence[Path], init: Path) -> None:
         files = tuple(pack._write_file(partial / name, name.encode()) for name in (pack.KERNEL_FILE, pack.INITRD_FILE))
         manifest = pack.Manifest(kernel_release="6.1", files=files)
         (partial / pack.MANIFEST_FILE).write_bytes(pack.msgspec.json.encode(manifest))
