@@ -54,7 +54,12 @@ def spec_of(link: Link, layers: int, init: Init, resources: Resources) -> Machin
         state_dir="/var/lib/triarch/machines/web",
         log_path="/var/lib/triarch/machines/web/console.log",
         cgroup="/triarch-0/web",
-        guest_pack=GuestPack(kernel_path="/cache/vmlinux", initrd_path="/cache/initrd", kernel_release="6.1"),
+        guest_pack=GuestPack(
+            kernel_path="/cache/vmlinux",
+            initrd_path="/cache/initrd",
+            modules_path="/cache/modules.erofs",
+            kernel_release="6.1",
+        ),
     )
 
 
@@ -73,6 +78,7 @@ def wiring_of(spec: MachineSpec) -> Wiring:
         agent=11,
         control=12,
         layers=layers,
+        modules=13 if spec.machine.init is Init.SYSTEM else None,
         tap=tap,
     )
 

@@ -171,7 +171,10 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         archive.write_bytes(b"")
 
     def write(partial: Path, archives: Sequence[Path], init: Path) -> None:
-        files = tuple(pack._write_file(partial / name, name.encode()) for name in (pack.KERNEL_FILE, pack.INITRD_FILE))
+        files = tuple(
+            pack._write_file(partial / name, name.encode())
+            for name in (pack.KERNEL_FILE, pack.INITRD_FILE, pack.MODULES_FILE)
+        )
         manifest = pack.Manifest(kernel_release="6.1", files=files)
         (partial / pack.MANIFEST_FILE).write_bytes(pack.msgspec.json.encode(manifest))
 

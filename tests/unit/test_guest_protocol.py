@@ -77,6 +77,7 @@ def test_the_c_header_says_the_same() -> None:
         "REPORT_PORT": protocol.REPORT_PORT,
         "FW_CFG_KEY": protocol.FW_CFG_KEY,
         "DELTA_SERIAL": protocol.DELTA_SERIAL,
+        "MODULES_SERIAL": protocol.MODULES_SERIAL,
         "LAYER_SERIAL": protocol.layer_serial(7).removesuffix("7"),
     }
     numbers = {name: int(value) for name, value in re.findall(r"#define (\w+) (\d+)", text)}

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from triarch.errors import Busy, Denied, Error
-from triarch.guest import cpio, initramfs, kernel
+from triarch.guest import cpio, initramfs, kernel, modules
 from triarch.host.locks import lock_file
 from triarch.host.process import run_async
 from triarch.model.driver import GuestPack
@@ -28,6 +28,7 @@ from triarch.model.operation import Progress
 
 KERNEL_FILE = "vmlinux"
 INITRD_FILE = "initrd"
+MODULES_FILE = "modules.erofs"
 MANIFEST_FILE = "manifest.json"
 _FORMAT = "1"
 _SOURCES = (initramfs.KERNEL_SOURCE, initramfs.AGENT_SOURCE)
@@ -98,7 +99,8 @@ def pack_key() -> str:
     recipe = (_FORMAT, *_COMPILER_FLAGS)
     sources = sorted(_INIT_SOURCE.glob("*.[ch]"))
     digest = hashlib.sha256("\n".join(recipe).encode())
-    for path in (*sources, Path(cpio.__file__), Path(kernel.__file__), Path(initramfs.__file__)):
+    recipes = (cpio.__file__, kernel.__file__, initramfs.__file__, modules.__file__)
+    for path in (*sources, *map(Path, recipes)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -120,6 +122,7 @@ def _open_pack(directory: Path) -> GuestPack | None:
     return GuestPack(
         kernel_path=str(directory / KERNEL_FILE),
         initrd_path=str(directory / INITRD_FILE),
+        modules_path=str(directory / MODULES_FILE),
         kernel_release=manifest.kernel_release,
     )
 
@@ -162,7 +165,7 @@ async def _build(directory: Path, progress: Report) -> None:
         archives = [partial / f"{source.suite}.tar" for source in _SOURCES]
         for source, archive in zip(_SOURCES, archives, strict=True):
             await _fetch_packages(source, archive, progress)
-        progress(Progress(step=_STEP, text="writing kernel and initramfs", fraction=0.8))
+        progress(Progress(step=_STEP, text="writing kernel, initramfs and modules", fraction=0.8))
         await asyncio.to_thread(_write_pack, partial, archives, init)
         for leftover in (*archives, init):
             leftover.unlink()
@@ -193,9 +196,11 @@ def _write_pack(partial: Path, archives: Sequence[Path], init: Path) -> None:
         for tree in (packages, agent):
             opened.callback(tree.close)
         boot = initramfs.compose(packages, agent, init.read_bytes())
-    files = tuple(
-        _write_file(partial / name, data) for name, data in ((KERNEL_FILE, boot.kernel), (INITRD_FILE, boot.initrd))
-    )
+        image = partial / "modules"
+        modules.write_modules_image(packages, boot.kernel_release, image, partial)
+    contents = {KERNEL_FILE: boot.kernel, INITRD_FILE: boot.initrd, MODULES_FILE: image.read_bytes()}
+    image.unlink()
+    files = tuple(_write_file(partial / name, data) for name, data in contents.items())
     manifest = Manifest(kernel_release=boot.kernel_release, files=files)
     (partial / MANIFEST_FILE).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)))
 

@@ -6,6 +6,7 @@ How a VM must be wired for this guest (the driver writes the command line):
 
 - kernel and initrd of the guest pack, `kernel_command_line(config)`, serial port 1 as console;
 - one `-fw_cfg name=FW_CFG_KEY` with `encode_config(config)`;
+- a `modules` guest has the pack's modules as a read-only virtio-blk disk with serial `MODULES_SERIAL`;
 - layers in the order of `GuestConfig.layers`: a `pmem` layer is the next `virtio-pmem-pci` device (in PCI order), a
   `block` layer a read-only virtio-blk disk with serial `layer_serial(index)`; the delta is a virtio-blk disk with
   serial `DELTA_SERIAL`;
@@ -45,6 +46,7 @@ CONTROL_PORT = "triarch.control"
 REPORT_PORT = "triarch.report"
 FW_CFG_KEY = "opt/triarch/config"
 DELTA_SERIAL = "delta"
+MODULES_SERIAL = "modules"
 MAX_LAYERS = 32
 MAX_CONFIG_BYTES = 64 << 10
 MAX_RECORDS = 4096
@@ -146,7 +148,8 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `host_key` (in dropbear's format) and `authorized_key` come from `guest.keys`. `command` is for `app` guests only.
     `attached` connects the command's input and output to the control port, to a pseudo-terminal of size `terminal`
-    if that is given; else its output goes to the console and its input is empty.
+    if that is given; else its output goes to the console and its input is empty. `modules`: the kernel's modules are
+    there too, for whatever the machine itself wants loaded.
     """
 
     hostname: str
@@ -159,6 +162,7 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True):
     network: GuestNetwork | None = None
     attached: bool = False
     terminal: Resize | None = None
+    modules: bool = False
 
 
 def layer_serial(index: int) -> str:
@@ -192,6 +196,8 @@ def encode_config(config: GuestConfig) -> bytes:
     ]
     if config.init is Init.SYSTEM:
         records += (("link", f"{name} {target}".encode()) for name, target in _SYSTEMD_LINKS)
+    if config.modules:
+        records.append(("modules", b"1"))
     if config.attached:
         records.append(("attached", b"1"))
     if config.terminal is not None:

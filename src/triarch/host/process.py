@@ -18,6 +18,7 @@ PACKAGES: dict[str, str] = {
     "cpio": "cpio",
     "crun": "crun",
     "debugfs": "e2fsprogs",
+    "depmod": "kmod",
     "dnsmasq": "dnsmasq-base",
     "dpkg-deb": "dpkg",
     "dumpe2fs": "e2fsprogs",

@@ -50,10 +50,14 @@ class LayerFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class GuestPack(msgspec.Struct, frozen=True, kw_only=True):
-    """The files that make a tree template boot as a VM; shared by all of them."""
+    """The files that make a tree template boot as a VM; shared by all of them.
+
+    `modules_path` is an EROFS image of the kernel's `/lib/modules/RELEASE`.
+    """
 
     kernel_path: str
     initrd_path: str
+    modules_path: str
     kernel_release: str
 
 

@@ -17,6 +17,7 @@ from triarch.guest.protocol import (
     CONTROL_PORT,
     DELTA_SERIAL,
     FW_CFG_KEY,
+    MODULES_SERIAL,
     REPORT_PORT,
     GuestConfig,
     GuestNetwork,
@@ -26,6 +27,7 @@ from triarch.guest.protocol import (
 from triarch.model.driver import MachineSpec, Resize
 from triarch.model.network import BridgeLink, Link, NoLink, UserLink
 from triarch.model.resources import Resources
+from triarch.model.template import Init
 
 PROGRAM = "qemu-system-x86_64"
 DEFAULT_MEMORY_BYTES = 512 << 20
@@ -73,6 +75,7 @@ class Wiring(msgspec.Struct, frozen=True, kw_only=True):
     agent: int
     control: int
     layers: tuple[int, ...]
+    modules: int | None = None
     tap: int | None = None
 
 
@@ -92,6 +95,7 @@ def guest_config(
         network=_guest_network(spec.link),
         attached=attached,
         terminal=terminal,
+        modules=machine.init is Init.SYSTEM,
     )
 
 
@@ -137,6 +141,7 @@ def qemu_argv(spec: MachineSpec, config: GuestConfig, wiring: Wiring, accelerato
         *_delta(wiring),
         *_layers(spec, wiring),
         *_balloon(config),
+        *_modules(wiring),
         *_network(spec.link, wiring),
     )
 
@@ -213,6 +218,18 @@ def _layers(spec: MachineSpec, wiring: Wiring) -> tuple[str, ...]:
 def _balloon(config: GuestConfig) -> tuple[str, ...]:
     """What the guest has freed goes back to the host. An attached command is soon over and is spared the device."""
     return () if config.attached else ("-device", "virtio-balloon-pci,free-page-reporting=on")
+
+
+def _modules(wiring: Wiring) -> tuple[str, ...]:
+    if wiring.modules is None:
+        return ()
+    file = f"driver=file,node-name=modules-file,filename=/dev/fdset/{wiring.modules},read-only=on"
+    return (
+        *("-add-fd", f"fd={wiring.modules},set={wiring.modules}"),
+        *("-blockdev", file),
+        *("-blockdev", "driver=raw,node-name=modules,file=modules-file,read-only=on"),
+        *("-device", f"virtio-blk-pci,drive=modules,serial={MODULES_SERIAL}"),
+    )
 
 
 def _network(link: Link, wiring: Wiring) -> tuple[str, ...]:

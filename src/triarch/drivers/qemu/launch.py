@@ -102,6 +102,7 @@ def _wire(spec: MachineSpec, run: Run, config: GuestConfig, fds: _Descriptors, o
         agent=agent,
         control=control,
         layers=layers,
+        modules=fds.add(_open_shared(pack.modules_path, owner)) if config.modules else None,
         tap=_tap(spec, fds),
     )
 

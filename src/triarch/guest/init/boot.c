@@ -20,6 +20,8 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/utsname.h>
 #include <unistd.h>
 
 #define DEVICE_TIMEOUT_MS 10000
@@ -30,7 +32,7 @@ static struct record {
     size_t size;
 } records[MAX_RECORDS];
 static int record_count;
-static char layer_device[MAX_LAYERS][32], delta_device[32];
+static char layer_device[MAX_LAYERS][32], delta_device[32], modules_device[32];
 static int agent_port = -1;
 
 static struct record *find_record(const char *key, int nth) {
@@ -131,6 +133,8 @@ static void find_disks(void) {
         unsigned layer;
         if (serial && !strcmp(serial, DELTA_SERIAL))
             strcpy(delta_device, device);
+        else if (serial && !strcmp(serial, MODULES_SERIAL))
+            strcpy(modules_device, device);
         else if (serial && sscanf(serial, LAYER_SERIAL "%u", &layer) == 1 && layer < MAX_LAYERS)
             strcpy(layer_device[layer], device);
         free(serial);
@@ -156,6 +160,8 @@ static const char *find_devices(void) {
         return "virtio-serial port " CONTROL_PORT;
     if (agent_port < 0 && (agent_port = open_port(AGENT_PORT)) < 0)
         return "virtio-serial port " AGENT_PORT;
+    if (config("modules", 0) && !*modules_device)
+        return "disk with the modules";
     return *delta_device ? NULL : "disk with the delta";
 }
 
@@ -316,6 +322,40 @@ static void mount_system_folders(void) {
     mount_or_give_up("shm", "/new/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777");
 }
 
+/* Opening such a node loads its module (modules.devname of depmod(8)); udev, which would make them, need not run. */
+static void make_module_nodes(const char *list) {
+    char *text = read_file(list, NULL), path[100] = "/new/dev/", kind;
+    unsigned major, minor;
+    for (char *line = text ? strtok(text, "\n") : NULL; line; line = strtok(NULL, "\n")) {
+        char *name = path + strlen("/new/dev/");
+        if (sscanf(line, "%*63s %63s %c%u:%u", name, &kind, &major, &minor) != 4 || strstr(name, ".."))
+            continue;
+        for (char *slash = strchr(name, '/'); slash; slash = strchr(slash + 1, '/')) {
+            *slash = 0;
+            mkdir(path, 0755);
+            *slash = '/';
+        }
+        mknod(path, (kind == 'b' ? S_IFBLK : S_IFCHR) | 0600, makedev(major, minor));
+    }
+    free(text);
+}
+
+/* Modules that the machine itself brings for this kernel go before the pack's. */
+static void mount_modules(void) {
+    struct utsname kernel;
+    char device[40], folder[200], list[250];
+    uname(&kernel);
+    snprintf(device, sizeof device, "/new%s", modules_device);
+    snprintf(folder, sizeof folder, "/new/lib/modules/%s", kernel.release);
+    snprintf(list, sizeof list, "%s/modules.dep", folder);
+    mkdir("/new/lib/modules", 0755);
+    mkdir(folder, 0755);
+    if (access(list, F_OK) && mount(device, folder, "erofs", MS_RDONLY, ""))
+        say("cannot mount the kernel's modules on %s: %m", folder + strlen("/new"));
+    snprintf(list, sizeof list, "%s/modules.devname", folder);
+    make_module_nodes(list);
+}
+
 static void prepare_hidden_root(bool app) {
     unlink("/dev/console");
     rmdir("/dev");
@@ -381,6 +421,8 @@ static void boot(void) {
     if (systemd)
         configure_systemd();
     configure_resolver();
+    if (*modules_device)
+        mount_modules();
     prepare_hidden_root(app);
     start_agent(agent_port, app);
     if (app)

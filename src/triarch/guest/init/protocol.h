@@ -7,6 +7,7 @@
 #define REPORT_PORT "triarch.report"
 #define FW_CFG_KEY "opt/triarch/config"
 #define DELTA_SERIAL "delta"
+#define MODULES_SERIAL "modules"
 #define LAYER_SERIAL "layer"
 #define MAX_LAYERS 32
 #define MAX_CONFIG_BYTES 65536
