@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from qemu_rig import HostedHarness, guest_pack
 
 from triarch.testing.check_driver import CheckDriver
-
-from qemu_rig import HostedHarness, guest_pack
 
 pytestmark = pytest.mark.slow
 
