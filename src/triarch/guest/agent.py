@@ -34,6 +34,7 @@ _LOGIN_TIMEOUT_SECONDS = 60.0
 _CONNECT_TIMEOUT_SECONDS = 60.0
 _HANGUP_SECONDS = 2.0
 _CHUNK_BYTES = 65536
+_END_OF_TRANSMISSION = b"\x04"
 # dropbear refuses commands of more than 9,000 bytes; longer requests are sent ahead of their command.
 _MAX_COMMAND_BYTES = 8000
 MAX_REQUEST_BYTES = 2 << 20
@@ -73,7 +74,7 @@ class Agent:
             process = await self._start(connection, request, encoded)
         except _connection_errors() as error:
             raise Unavailable(f"the machine's agent did not run the command: {error}") from error
-        return await _converse(process, stdio)
+        return await _converse(process, stdio, terminal=request.terminal)
 
     async def close(self) -> None:
         """Let go of the port; commands that still run are hung up."""
@@ -210,8 +211,8 @@ async def _sends_banner(port: socket.socket, patience_seconds: float) -> bool:
     return port.recv(len(_BANNER), socket.MSG_PEEK) == _BANNER
 
 
-async def _converse(process: SSHClientProcess[bytes], stdio: Stdio) -> Exit:
-    feeding = asyncio.create_task(_feed(process, stdio))
+async def _converse(process: SSHClientProcess[bytes], stdio: Stdio, *, terminal: bool) -> Exit:
+    feeding = asyncio.create_task(_feed(process, stdio, terminal=terminal))
     showing = asyncio.gather(_show(process.stdout, Stream.STDOUT, stdio), _show(process.stderr, Stream.STDERR, stdio))
     try:
         # Input that fails means that the far end is gone; input that ends, or never does, says nothing.
@@ -230,7 +231,7 @@ async def _converse(process: SSHClientProcess[bytes], stdio: Stdio) -> Exit:
     return _exit_of(process)
 
 
-async def _feed(process: SSHClientProcess[bytes], stdio: Stdio) -> None:
+async def _feed(process: SSHClientProcess[bytes], stdio: Stdio, *, terminal: bool) -> None:
     while True:
         piece = await stdio.read()
         with contextlib.suppress(*_connection_errors()):  # the command closed its input, or ended
@@ -240,6 +241,10 @@ async def _feed(process: SSHClientProcess[bytes], stdio: Stdio) -> None:
                     await process.stdin.drain()
                 case Resize(columns, rows):
                     process.change_terminal_size(columns, rows)
+                case EndOfInput() if terminal:
+                    # A terminal's input does not end: the channel's end would hang up the terminal, output and all.
+                    process.stdin.write(_END_OF_TRANSMISSION)
+                    return
                 case EndOfInput():
                     process.stdin.write_eof()
                     return
