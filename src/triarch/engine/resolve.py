@@ -108,7 +108,15 @@ def _default_network(services: Services, driver: Driver) -> NetworkMode:
 
 def _check_network(services: Services, machine: Machine) -> None:
     if machine.network == "nat":
-        services.network.probe()
+        try:
+            services.network.probe()
+        except MissingProgram:
+            raise
+        except Unavailable as error:
+            # Asking again would not help: it is not absent for now, this host does not allow it.
+            raise Unsupported(
+                f"machine '{machine.name}' cannot have network 'nat': {error.message}", hint=error.hint
+            ) from error
     if machine.forwards and machine.network != "user":
         raise Unsupported(
             f"machine '{machine.name}' asks for port forwards: "
