@@ -42,6 +42,10 @@ def values_of(kind: mi.Type) -> st.SearchStrategy[Any]:
             return st.floats(
                 low, kind.le, allow_nan=False, allow_infinity=False, exclude_min=kind.gt is not None and kind.ge is None
             )
+        case mi.StrType() if kind.pattern is not None:
+            return st.from_regex(kind.pattern, alphabet=st.characters(codec="ascii")).filter(
+                lambda text: "\n" not in text
+            )
         case mi.StrType():
             return TEXT
         case mi.BytesType():
