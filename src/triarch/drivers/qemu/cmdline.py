@@ -53,7 +53,7 @@ class Accelerator(StrEnum):
 
 # In less room for translated code (MiB) a booting systemd is translated over and over; every VM keeps all of it.
 _ACCELERATION: dict[Accelerator, tuple[str, ...]] = {
-    Accelerator.TCG: ("-accel", "tcg,thread=multi,tb-size=36", "-cpu", "max"),
+    Accelerator.TCG: ("-accel", "tcg,thread=multi,tb-size=32", "-cpu", "max"),
     Accelerator.KVM: ("-accel", "kvm", "-cpu", "host"),
 }
 
