@@ -11,21 +11,27 @@ from pathlib import Path
 
 from triarch.drivers.base import DriverFactory
 from triarch.drivers.fake.driver import FakeDriver
-from triarch.engine.engine import Engine
-from triarch.model.driver import EndOfInput, Input, Stream
+from triarch.engine.engine import Engine, open_engine
+from triarch.errors import MachineFailed
+from triarch.model.driver import EndOfInput, Input, MachineSpec, Stream
 from triarch.model.instance import Instance, instance_at
 from triarch.model.machine import CreateMachine
 from triarch.model.operation import Operation, OperationStatus
 from triarch.model.template import Init, Template, template_digest
-from triarch.network.nat import NatNetwork
 from triarch.storage.directory import DirectoryPool
 from triarch.store.sqlite import SqliteStore
 
 
 class OtherFakeDriver(FakeDriver):
-    """A second architecture to switch to; it shares nothing with the first but the code."""
+    """A second architecture to switch to; a machine with `other.fail-start` in its environment does not start on it."""
 
     name = "other"
+
+    async def start(self, spec: MachineSpec) -> None:
+        reason = spec.machine.environment.get("other.fail-start")
+        if reason is not None:
+            raise MachineFailed(f"machine '{spec.machine.name}' did not start: {reason}")
+        await super().start(spec)
 
 
 FACTORIES: Mapping[str, DriverFactory] = {"fake": FakeDriver, "other": OtherFakeDriver}
@@ -104,16 +110,7 @@ async def add_tiny_template(instance: Instance, directory: Path) -> Template:
 
 async def new_engine(instance: Instance) -> Engine:
     """As after a start of the daemon."""
-    state_dir = Path(instance.state_dir)
-    engine = Engine(
-        instance,
-        SqliteStore(state_dir / "triarch.db"),
-        DirectoryPool("default", state_dir / "pool"),
-        NatNetwork(instance),
-        FACTORIES,
-    )
-    await engine.open()
-    return engine
+    return await open_engine(instance, FACTORIES)
 
 
 @asynccontextmanager

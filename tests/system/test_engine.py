@@ -67,23 +67,38 @@ async def test_pause_and_resume(web: Engineer) -> None:
     assert web.engine.machine("web").state is State.RUNNING
 
 
-async def test_switch_keeps_the_delta_and_goes_back_when_the_new_start_fails(web: Engineer) -> None:
+async def test_switch_keeps_the_delta(web: Engineer) -> None:
     engine = web.engine
     delta = Path(engine.instance.state_dir) / "pool/deltas" / f"{engine.machine('web').uuid}.raw"
     before = delta.stat().st_ino
     await web.done(await engine.switch("web", SwitchMachine(architecture="other")))
     view = engine.machine("web")
     assert (view.architecture, view.state, delta.stat().st_ino) == ("other", State.RUNNING, before)
-
-    delta.with_suffix(".hidden").touch()
     await web.done(await engine.switch("web", SwitchMachine(architecture="fake")))
-    await web.launch("bad", "sleep", "infinity")
+    assert engine.machine("web").architecture == "fake"
+
+
+async def test_a_switch_whose_start_fails_goes_back_to_where_it_was(web: Engineer) -> None:
+    engine = web.engine
+    await web.launch("bad", other__fail_start="no such device")
+    message = await web.failed(await engine.switch("bad", SwitchMachine(architecture="other")))
+    assert "no such device" in message
+    view = engine.machine("bad")
+    assert (view.architecture, view.state, view.desired) == ("fake", State.RUNNING, State.RUNNING)
+    far_end = Collected()
+    await engine.exec("bad", ExecRequest(command=("echo", "alive")), far_end)
+    assert far_end.output[Stream.STDOUT] == b"alive\n"
+    await web.done(await engine.stop("bad", StopMachine()))
+
+
+async def test_switches_that_cannot_be_are_refused_and_a_check_changes_nothing(web: Engineer) -> None:
+    engine = web.engine
     with pytest.raises(Invalid, match="already under architecture 'fake'"):
-        await engine.switch("bad", SwitchMachine(architecture="fake"))
+        await engine.switch("web", SwitchMachine(architecture="fake"))
     with pytest.raises(Invalid, match="unknown architecture 'vmware'"):
-        await engine.switch("bad", SwitchMachine(architecture="vmware"))
-    assert await engine.switch("bad", SwitchMachine(architecture="other", check=True)) is None
-    assert engine.machine("bad").architecture == "fake"
+        await engine.switch("web", SwitchMachine(architecture="vmware"))
+    assert await engine.switch("web", SwitchMachine(architecture="other", check=True)) is None
+    assert engine.machine("web").architecture == "fake"
 
 
 async def test_rename(web: Engineer) -> None:
