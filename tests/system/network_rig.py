@@ -10,13 +10,31 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Interface
+from pathlib import Path
 from typing import TypeVar
 
+import pytest
+
+from triarch.errors import Error
 from triarch.host.netlink import Netlink, enter_network_namespace
+from triarch.model.instance import Instance, instance_at
+from triarch.network.nat import NatNetwork
 
 LOOPBACK = 1
 TIMEOUT_SECONDS = 5.0
 T = TypeVar("T")
+
+
+def instance_with_networks(root: Path) -> Instance:
+    """The instance in `root`, on a host where it can have a NAT network; elsewhere the test is skipped."""
+    found = instance_at(root)
+    if not found.of_root:
+        pytest.skip("needs root: bridges and network namespaces")
+    try:
+        NatNetwork(found).probe()
+    except Error as error:
+        pytest.skip(f"no NAT network here: {error}")
+    return found
 
 
 class Namespace:

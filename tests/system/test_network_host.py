@@ -14,7 +14,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 
 import pytest
-from network_rig import query
+from network_rig import instance_with_networks, query
 
 from triarch.engine import doctor
 from triarch.errors import Error, Unavailable
@@ -22,7 +22,7 @@ from triarch.host import iptables, nft, sysctl
 from triarch.host.netlink import Netlink
 from triarch.host.process import find_program
 from triarch.host.syscalls import CLONE_NEWNET, CLONE_NEWNS, MS_BIND, MS_REC, MS_SLAVE, mount, unshare
-from triarch.model.instance import Instance, instance_at
+from triarch.model.instance import Instance
 from triarch.model.request import CheckStatus
 from triarch.network.nat import FORWARDING, NatNetwork
 
@@ -33,14 +33,7 @@ A, PTR = 1, 12
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Instance:
-    found = instance_at(tmp_path)
-    if not found.of_root:
-        pytest.skip("needs root: network namespaces")
-    try:
-        NatNetwork(found).probe()
-    except Error as error:
-        pytest.skip(f"no NAT network here: {error}")
-    return found
+    return instance_with_networks(tmp_path)
 
 
 def on_a_fresh_host(scenario: Callable[[], None]) -> None:

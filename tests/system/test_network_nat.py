@@ -13,9 +13,9 @@ from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 
 import pytest
-from network_rig import Answer, Namespace, listener, namespaces, ping, query
+from network_rig import Answer, Namespace, instance_with_networks, listener, namespaces, ping, query
 
-from triarch.errors import Conflict, Error, Invalid
+from triarch.errors import Conflict, Invalid
 from triarch.host import nft
 from triarch.host.netlink import Netlink
 from triarch.host.pidfd import find_by_argument
@@ -27,14 +27,7 @@ NXDOMAIN = 3
 
 @pytest.fixture
 def instance(tmp_path: Path) -> Instance:
-    found = instance_at(tmp_path)
-    if not found.of_root:
-        pytest.skip("needs root: bridges and network namespaces")
-    try:
-        NatNetwork(found).probe()
-    except Error as error:
-        pytest.skip(f"no NAT network here: {error}")
-    return found
+    return instance_with_networks(tmp_path)
 
 
 @pytest.fixture
