@@ -18,10 +18,10 @@ from triarch.client import Client
 from triarch.errors import Failed, NotFound
 from triarch.host.process import run
 from triarch.model.instance import Instance, instance_at
-from triarch.model.machine import CreateMachine, MachineView, NetworkMode
+from triarch.model.machine import CreateMachine, MachineView
 from triarch.model.operation import Operation
 from triarch.model.request import BuildTemplate
-from triarch.model.resources import Resources
+from triarch.model.settings import Settings
 from triarch.model.template import Template
 from triarch.testing.leaks import leaks
 
@@ -139,7 +139,7 @@ class Ground:
         command: tuple[str, ...] = IDLE,
         *,
         architecture: str = "container",
-        network: NetworkMode = "nat",
+        network: str = "nat",
         memory_bytes: int | None = None,
         start: bool = False,
     ) -> Iterator[MachineView]:
@@ -149,8 +149,7 @@ class Ground:
             name=name,
             architecture=architecture,
             command=command,
-            network=network,
-            resources=Resources(memory_bytes=memory_bytes),
+            settings=Settings(network=network, memory_bytes=memory_bytes),
             start=start,
         )
         self.client.finish(self.client.create(request))

@@ -10,7 +10,7 @@ from typing import cast
 import msgspec
 
 from triarch.client import Client
-from triarch.engine.machine_procedures import PROCEDURES, MachineArguments
+from triarch.engine.machine_procedures import MACHINE_PROCEDURES, MachineArguments
 from triarch.engine.services import Services
 from triarch.errors import Error, NotFound
 from triarch.model.machine import CreateMachine, IdRange, Machine, MachineView, SwitchMachine
@@ -53,7 +53,8 @@ class Walk(msgspec.Struct, frozen=True, kw_only=True):
 def points(*, switch: bool) -> list[Point]:
     """Every journalled step of every verb of a machine that begins from a running or a stopped one."""
     found = []
-    for verb, procedure in PROCEDURES.items():
+    for procedure in MACHINE_PROCEDURES:
+        verb = procedure.verb
         if verb in ("pause", "resume") or (verb == "switch" and not switch):
             continue
         arguments = MachineArguments(machine=_any_machine(), start=verb == "launch", architecture="x", name="y")

@@ -17,6 +17,7 @@ from triarch.model.driver import EndOfInput, Input, MachineSpec, Stream
 from triarch.model.instance import Instance, instance_at
 from triarch.model.machine import CreateMachine
 from triarch.model.operation import Operation, OperationStatus
+from triarch.model.settings import Settings
 from triarch.model.template import Init, Template, template_digest
 from triarch.storage.directory import DirectoryPool
 from triarch.store.sqlite import SqliteStore
@@ -77,9 +78,8 @@ def machine_request(name: str, *command: str, start: bool = True, **environment:
         name=name,
         template="tiny",
         architecture="fake",
-        network="none",
         command=command or ("sleep", "infinity"),
-        environment=environment,
+        settings=Settings(network="none", environment=environment),
         start=start,
     )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from triarch.model.machine import CreateMachine
+from triarch.model.settings import Settings
 from triarch.model.state import State
 from triarch.testing.daemon_rig import SYSTEM_TEMPLATE, DaemonRig
 
@@ -33,7 +34,9 @@ def test_a_second_daemon_refuses_and_names_the_first(rig: DaemonRig) -> None:
 def test_machines_outlive_the_daemon(tmp_path: Path, number: signal.Signals) -> None:
     with DaemonRig(tmp_path) as rig:
         with rig.client() as client:
-            request = CreateMachine(template=SYSTEM_TEMPLATE, name="stays", network="none", start=True)
+            request = CreateMachine(
+                template=SYSTEM_TEMPLATE, name="stays", settings=Settings(network="none"), start=True
+            )
             client.finish(client.create(request))
         assert rig.stop(number) == (-signal.SIGKILL if number is signal.SIGKILL else 0)
         assert rig.instance.socket_path.exists() is (number is signal.SIGKILL)

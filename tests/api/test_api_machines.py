@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from triarch.client import Client
@@ -33,6 +34,7 @@ from triarch.model.instance import instance_at
 from triarch.model.machine import CreateMachine, StopMachine, SwitchMachine
 from triarch.model.network import Forward
 from triarch.model.operation import OperationStatus
+from triarch.model.settings import Settings
 from triarch.model.state import State
 from triarch.testing.daemon_rig import APP_TEMPLATE, SYSTEM_TEMPLATE, DaemonRig
 
@@ -65,12 +67,14 @@ def raw(rig: DaemonRig) -> Iterator[Raw]:
 
 
 def launch(client: Client, name: str, **values: Any) -> None:
-    request = CreateMachine(template=SYSTEM_TEMPLATE, name=name, network="none", start=True, **values)
+    request = CreateMachine(
+        template=SYSTEM_TEMPLATE, name=name, settings=Settings(network="none", **values), start=True
+    )
     client.finish(client.create(request))
 
 
 def test_a_machine_from_its_beginning_to_its_end(client: Client) -> None:
-    operation = client.create(CreateMachine(template=SYSTEM_TEMPLATE, name="life", network="none"))
+    operation = client.create(CreateMachine(template=SYSTEM_TEMPLATE, name="life", settings=Settings(network="none")))
     assert operation.target == "machine/life"
     assert client.finish(operation).status is OperationStatus.SUCCEEDED
     assert client.machine("life").state is State.STOPPED
@@ -140,7 +144,9 @@ def names(client: Client) -> list[str]:
 
 def test_two_clients_at_one_machine(client: Client, rig: DaemonRig) -> None:
     request = CreateMachine(
-        template=SYSTEM_TEMPLATE, name="slow", network="none", environment={"fake.start-seconds": "1"}
+        template=SYSTEM_TEMPLATE,
+        name="slow",
+        settings=Settings(network="none", environment={"fake.start-seconds": "1"}),
     )
     client.finish(client.create(request))
     operation = client.start("slow")
@@ -155,7 +161,10 @@ def test_two_clients_at_one_machine(client: Client, rig: DaemonRig) -> None:
 
 def test_cancelling_undoes(client: Client) -> None:
     request = CreateMachine(
-        template=SYSTEM_TEMPLATE, name="halted", network="none", environment={"fake.start-seconds": "60"}, start=True
+        template=SYSTEM_TEMPLATE,
+        name="halted",
+        settings=Settings(network="none", environment={"fake.start-seconds": "60"}),
+        start=True,
     )
     operation = client.create(request)
     # Until the start itself is under way.
@@ -171,7 +180,9 @@ def test_cancelling_undoes(client: Client) -> None:
 
 def test_waiting_ends_with_the_operation_or_the_time(client: Client) -> None:
     request = CreateMachine(
-        template=SYSTEM_TEMPLATE, name="timed", network="none", environment={"fake.start-seconds": "1"}
+        template=SYSTEM_TEMPLATE,
+        name="timed",
+        settings=Settings(network="none", environment={"fake.start-seconds": "1"}),
     )
     client.finish(client.create(request))
     operation = client.start("timed")
@@ -202,14 +213,14 @@ def test_etags_guard_changes(raw: Raw, client: Client) -> None:
 
 def test_what_no_kernel_would_take_is_refused(client: Client, raw: Raw) -> None:
     def request(**values: Any) -> CreateMachine:
-        return CreateMachine(template=SYSTEM_TEMPLATE, name="odd", network="none", **values)
+        return CreateMachine(template=SYSTEM_TEMPLATE, name="odd", settings=Settings(network="none", **values))
 
     for environment in ({"A=B": "c"}, {"": "c"}, {"A\0": "c"}, {"A\x1b[2J": "c"}, {"A": "b\0c"}):
         with pytest.raises(Invalid, match="illegal environment variable"):
             client.create(request(environment=environment))
     for command in (("",), ("true", "a\0b")):
         with pytest.raises(Invalid, match="illegal command"):
-            client.create(request(command=command))
+            client.create(msgspec.structs.replace(request(), command=command))
     for address in ("1.1.1.1,guestfwd=tcp:1.2.3.4:1-cmd:id", "256.1.1.1", "1.1.1.1\n", "localhost", ""):
         with pytest.raises(Invalid, match="host_address"):
             client.create(request(forwards=(Forward(host_port=1, machine_port=1, host_address=address),)))
@@ -229,7 +240,7 @@ def test_what_no_kernel_would_take_is_refused(client: Client, raw: Raw) -> None:
         (b'{"template": "tiny", "nmae": "x"}', "nmae"),
         (b'{"template": "tiny", "resources": {"cpus": "many"}}', "resources.cpus"),
         (b'{"template": "tiny", "resources": {"cpus": -1}}', "cpus"),
-        (b'{"template": "tiny", "forwards": [{"host_port": 70000, "machine_port": 1}]}', "host_port"),
+        (b'{"template": "tiny", "settings": {"forwards": [{"host_port": 70000, "machine_port": 1}]}}', "host_port"),
         (b"[]", ""),
         (b"{nonsense", ""),
         (b"\xff\xfe", ""),
@@ -270,7 +281,11 @@ def test_a_body_over_a_mebibyte_is_refused(raw: Raw) -> None:
 
 
 def test_logs_are_followed_to_the_end(client: Client, rig: DaemonRig) -> None:
-    client.finish(client.create(CreateMachine(template=APP_TEMPLATE, name="talker", network="none", start=True)))
+    client.finish(
+        client.create(
+            CreateMachine(template=APP_TEMPLATE, name="talker", settings=Settings(network="none"), start=True)
+        )
+    )
     assert b"".join(client.logs("talker")) == b"hello\n"
     pieces: list[bytes] = []
     follower = threading.Thread(target=lambda: pieces.extend(rig.client().logs("talker", follow=True)))
@@ -331,10 +346,9 @@ def test_no_daemon_is_said_so(tmp_path: Path) -> None:
 
 
 def test_more_than_the_host_has_is_refused(client: Client) -> None:
-    from triarch.model.resources import Resources
 
     with pytest.raises(Exhausted, match="this host has"):
-        client.create(CreateMachine(template=SYSTEM_TEMPLATE, resources=Resources(memory_bytes=1 << 45)))
+        client.create(CreateMachine(template=SYSTEM_TEMPLATE, settings=Settings(memory_bytes=1 << 45)))
 
 
 def test_events_tell_of_a_machine(client: Client, rig: DaemonRig) -> None:

@@ -94,10 +94,10 @@ def narrowed(document: dict[str, Any]) -> dict[str, Any]:
     create = document["components"]["schemas"]["CreateMachine"]["properties"]
     create["template"] = {"type": "string", "enum": [SYSTEM_TEMPLATE, APP_TEMPLATE, f"{APP_TEMPLATE}@1", "absent"]}
     create["architecture"] = {"type": "string", "enum": ["fake"]}
-    create["network"] = {"type": "string", "enum": ["none"]}
-    resources = document["components"]["schemas"]["Resources"]["properties"]
+    settings = document["components"]["schemas"]["Settings"]["properties"]
+    settings["network"] = {"type": "string", "enum": ["none"]}
     for field in ("cpus", "memory_bytes"):
-        resources[field] = {"type": "null"}
+        settings[field] = {"type": "null"}
     return document
 
 

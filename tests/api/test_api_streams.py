@@ -13,6 +13,7 @@ from triarch.client.stream import Stream, wait
 from triarch.errors import Failed, Invalid, NotFound, WrongState
 from triarch.model.driver import ExecRequest
 from triarch.model.machine import CreateMachine
+from triarch.model.settings import Settings
 from triarch.model.stream import STDOUT, RunRequest
 from triarch.testing.daemon_rig import APP_TEMPLATE, SYSTEM_TEMPLATE, DaemonRig
 
@@ -22,12 +23,16 @@ BIG = 20 << 20
 @pytest.fixture(scope="module", autouse=True)
 def machine(rig: DaemonRig) -> Iterator[None]:
     with rig.client() as client:
-        client.finish(client.create(CreateMachine(template=SYSTEM_TEMPLATE, name="web", network="none", start=True)))
+        client.finish(
+            client.create(
+                CreateMachine(template=SYSTEM_TEMPLATE, name="web", settings=Settings(network="none"), start=True)
+            )
+        )
     yield
 
 
 def run_request(*command: str) -> RunRequest:
-    return RunRequest(machine=CreateMachine(template=APP_TEMPLATE, network="none", command=command))
+    return RunRequest(machine=CreateMachine(template=APP_TEMPLATE, settings=Settings(network="none"), command=command))
 
 
 def resident_bytes(pid: int) -> int:
@@ -101,7 +106,7 @@ def test_refusals_are_told(rig: DaemonRig, target: str, opening: bytes, kind: ty
 
 
 def test_exec_in_a_stopped_machine_says_how_to_start_it(client: Client) -> None:
-    client.finish(client.create(CreateMachine(template=SYSTEM_TEMPLATE, name="off", network="none")))
+    client.finish(client.create(CreateMachine(template=SYSTEM_TEMPLATE, name="off", settings=Settings(network="none"))))
     with pytest.raises(WrongState) as caught:
         client.execute("off", "true")
     assert caught.value.hint == "triarch start off"

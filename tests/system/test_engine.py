@@ -27,7 +27,8 @@ from triarch.errors import (
 from triarch.model.driver import ExecRequest, Stream
 from triarch.model.instance import instance_at
 from triarch.model.machine import CreateMachine, RenameMachine, StopMachine, SwitchMachine
-from triarch.model.resources import Resources
+from triarch.model.network import Forward
+from triarch.model.settings import Settings
 from triarch.model.state import State
 from triarch.storage.directory import DirectoryPool
 from triarch.store.sqlite import SqliteStore
@@ -173,7 +174,11 @@ async def test_refusals_name_the_object_and_what_was_needed(web: Engineer) -> No
         await engine.import_template("tiny", Path("/nonexistent"))
     with pytest.raises(Unsupported, match="only network 'user' has them"):
         await engine.create(
-            CreateMachine(name="x", template="tiny", network="none", forwards=({"host_port": 1, "machine_port": 1},))  # type: ignore[arg-type]
+            CreateMachine(
+                name="x",
+                template="tiny",
+                settings=Settings(network="none", forwards=(Forward(host_port=1, machine_port=1),)),
+            )
         )
     assert [view.name for view in engine.machines()] == ["web"]
 
@@ -197,7 +202,9 @@ async def test_a_template_is_in_use_by_its_name_and_not_by_its_tree(web: Enginee
 async def test_machines_made_at_once_share_no_name_and_no_address(tmp_path: Path) -> None:
     async with engineer_at(tmp_path) as engineer:
         network = "nat" if os.geteuid() == 0 else "none"
-        request = msgspec.structs.replace(machine_request("x", start=False), name=None, network=network)
+        request = msgspec.structs.replace(
+            machine_request("x", start=False), name=None, settings=Settings(network=network)
+        )
         operations = await asyncio.gather(*(engineer.engine.create(request) for _ in range(60)))
         for operation in operations:
             await engineer.done(operation)
@@ -219,11 +226,11 @@ async def test_a_record_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 async def test_more_than_the_host_has_is_refused(web: Engineer) -> None:
     with pytest.raises(Exhausted, match=r"asks for 1\.0 TiB of memory: this host has"):
         await web.engine.create(
-            CreateMachine(name="big", template="tiny", network="none", resources=Resources(memory_bytes=1 << 40))
+            CreateMachine(name="big", template="tiny", settings=Settings(network="none", memory_bytes=1 << 40))
         )
     with pytest.raises(Exhausted, match="asks for 4096 cpus: this host has"):
         await web.engine.create(
-            CreateMachine(name="big", template="tiny", network="none", resources=Resources(cpus=4096))
+            CreateMachine(name="big", template="tiny", settings=Settings(network="none", cpus=4096))
         )
 
 

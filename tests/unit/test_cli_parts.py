@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 import pytest
 
-from triarch.cli.arguments import CommandAfterName, parse_environment, resource_options, without_dashes
-from triarch.cli.machines import parse_forward
+from triarch.cli.arguments import CommandAfterName, without_dashes
 from triarch.cli.output import age, plain
+from triarch.cli.settings import parse_environment, parse_forward, setting_options
 from triarch.client import Client
 from triarch.client.problems import error_of, error_of_response
 from triarch.errors import CommandFailed, Error, Failed, Invalid, MissingProgram, NotFound
@@ -134,7 +134,7 @@ def test_control_characters_of_strangers_are_shown_and_not_obeyed() -> None:
 )
 def test_limits_that_are_none_are_refused_before_anything_is_asked(words: str, complaint: str) -> None:
     @click.command()
-    @resource_options
+    @setting_options
     def limited(**_: object) -> None:
         return
 

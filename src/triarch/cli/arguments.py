@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import click
 
 from triarch.errors import Invalid
-from triarch.model.resources import MIN_DISK_BYTES, MIN_MEMORY_BYTES, Resources, format_size, parse_size
+from triarch.model.resources import format_size, parse_size
 
 Decorator = Callable[[Any], Any]
 
@@ -107,41 +107,3 @@ class SizeType(click.ParamType[int]):
         if size_bytes < self._minimum_bytes:
             self.fail(f"'{value}' is too little: it needs at least {format_size(self._minimum_bytes)}", param, ctx)
         return size_bytes
-
-
-def resource_options(command: Any) -> Any:
-    """The limits of a machine; `resources_of` reads them."""
-    return apply_all(
-        command,
-        click.option(
-            "--cpus", type=Number(0, 4096, min_open=True), metavar="N", help="Processors, also a fraction: 0.5."
-        ),
-        click.option("--memory", type=SizeType(MIN_MEMORY_BYTES), metavar="SIZE", help="Memory, such as 512M."),
-        click.option("--disk", type=SizeType(MIN_DISK_BYTES), metavar="SIZE", help="Room for what it writes (10G)."),
-        click.option("--pids", type=click.IntRange(16, 1 << 22), metavar="N", help="The most processes and threads."),
-        click.option("--io-weight", type=click.IntRange(10, 1000), metavar="N", help="Share of the disk (100)."),
-    )
-
-
-def resources_of(values: dict[str, Any]) -> Resources:
-    disk = values["disk"]
-    return Resources(
-        cpus=values["cpus"],
-        memory_bytes=values["memory"],
-        pids=values["pids"],
-        io_weight=values["io_weight"],
-        **({} if disk is None else {"disk_bytes": disk}),
-    )
-
-
-def parse_environment(items: Sequence[str]) -> dict[str, str]:
-    """`K=V` words; a bare `K` takes the caller's value. Raises `Invalid`."""
-    import os
-
-    environment = {}
-    for item in items:
-        name, equals, value = item.partition("=")
-        if not name or (not equals and name not in os.environ):
-            raise Invalid(f"illegal environment variable '{item}': it needs NAME=VALUE")
-        environment[name] = value if equals else os.environ[name]
-    return environment

@@ -7,20 +7,20 @@ import sys
 from typing import Any
 
 import click
+import msgspec
 
 from triarch.cli import terminal
 from triarch.cli.arguments import (
     CommandAfterName,
     machine_argument,
-    parse_environment,
-    resource_options,
-    resources_of,
     without_dashes,
 )
 from triarch.cli.session import Session
+from triarch.cli.settings import parse_environment, setting_options, settings_of
 from triarch.errors import Failed, Invalid
 from triarch.model.driver import ExecRequest, Resize
 from triarch.model.machine import CreateMachine, Exit
+from triarch.model.settings import Settings
 from triarch.model.stream import RunRequest
 
 _terminal_option = click.option(
@@ -101,15 +101,19 @@ def _with_term(environment: dict[str, str], use_terminal: bool) -> dict[str, str
     return environment
 
 
+def _settings(values: dict[str, Any], use_terminal: bool) -> Settings:
+    settings = settings_of(values)
+    environment = _with_term(dict(settings.environment or {}), use_terminal)
+    return msgspec.structs.replace(settings, environment=environment) if environment else settings
+
+
 @click.command("run", cls=CommandAfterName, short_help="Run COMMAND in a throw-away machine.")
 @_terminal_option
 @_input_options[0]
 @_input_options[1]
 @click.option("--as", "architecture", metavar="ARCH", help="Architecture: container, hosted, kvm, …")
 @click.option("--name", metavar="NAME", help="Its name while it lives.")
-@click.option("-e", "--env", "environment", metavar="K=V", multiple=True, help="Environment variable.")
-@click.option("--network", type=click.Choice(("nat", "user", "none")), help="What network it gets.")
-@resource_options
+@setting_options
 @click.argument("template")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
@@ -124,9 +128,7 @@ def run_command(
         name=values["name"],
         architecture=values["architecture"],
         command=without_dashes(values["command"]),
-        environment=_with_term(parse_environment(values["environment"]), use_terminal),
-        resources=resources_of(values),
-        network=values["network"],
+        settings=_settings(values, use_terminal),
         ephemeral=True,
     )
     request = RunRequest(

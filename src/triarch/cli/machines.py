@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import click
@@ -12,16 +11,12 @@ from triarch.cli.arguments import (
     Number,
     apply_all,
     machine_argument,
-    parse_environment,
-    resource_options,
-    resources_of,
 )
 from triarch.cli.output import output_option, print_record, print_value
 from triarch.cli.progress import each, finish
 from triarch.cli.session import Session
-from triarch.errors import Invalid
+from triarch.cli.settings import setting_options, settings_of
 from triarch.model.machine import CreateMachine, MachineView, StopMachine, SwitchMachine
-from triarch.model.network import IPV4_PATTERN, Forward
 from triarch.model.template import Init
 
 
@@ -34,22 +29,9 @@ def _creation(ctx: click.Context, values: dict[str, Any], *, start: bool) -> Cre
         architecture=values["architecture"],
         init=init,
         command=command,
-        environment=parse_environment(values["environment"]),
-        resources=resources_of(values),
-        network=values["network"],
-        forwards=tuple(parse_forward(text) for text in values["publish"]),
+        settings=settings_of(values),
         start=start,
     )
-
-
-def parse_forward(text: str) -> Forward:
-    """`[ADDRESS:]HOST:MACHINE`. Raises `Invalid` that shows the form."""
-    *address, host, machine = text.split(":") if text.count(":") in (1, 2) else ("", "")
-    ports = [int(word) for word in (host, machine) if word.isascii() and word.isdigit()]
-    legal = len(ports) == 2 and all(1 <= port <= 65535 for port in ports)
-    if not legal or not all(re.search(IPV4_PATTERN, word) for word in address):
-        raise Invalid(f"illegal port forward '{text}': it needs [ADDRESS:]HOST:MACHINE, such as 8080:80")
-    return Forward(host_port=ports[0], machine_port=ports[1], **({"host_address": address[0]} if address else {}))
 
 
 def _creating(command: Any) -> Any:
@@ -59,12 +41,7 @@ def _creating(command: Any) -> Any:
         click.argument("template"),
         click.argument("name", required=False),
         click.option("--as", "architecture", metavar="ARCH", help="Architecture: container, hosted, kvm, …"),
-        resource_options,
-        click.option("-e", "--env", "environment", metavar="K=V", multiple=True, help="Environment variable."),
-        click.option("--network", type=click.Choice(("nat", "user", "none")), help="What network it gets."),
-        click.option(
-            "-p", "--publish", metavar="HOST:MACHINE", multiple=True, help="Forward a TCP port (network user only)."
-        ),
+        setting_options,
         click.option("--app", is_flag=True, help="Run one command (after --, or the template's own) and no init."),
         click.option("--init", type=click.Choice([init.value for init in Init]), help="What runs first."),
     )
@@ -123,7 +100,7 @@ def start_command(session: Session, names: tuple[str, ...]) -> int:
 
 
 _timeout_option = click.option(
-    "--timeout", "timeout_seconds", type=Number(0, 86400), default=60.0, show_default=True, metavar="SECONDS"
+    "--timeout", "timeout_seconds", type=Number(0, 86400), metavar="SECONDS", help="Instead of the machine's own (60)."
 )
 
 
@@ -132,7 +109,7 @@ _timeout_option = click.option(
 @_timeout_option
 @click.option("-f", "--force", is_flag=True, help="Kill it when it takes longer than the timeout.")
 @click.pass_obj
-def stop_command(session: Session, names: tuple[str, ...], timeout_seconds: float, force: bool) -> int:
+def stop_command(session: Session, names: tuple[str, ...], timeout_seconds: float | None, force: bool) -> int:
     """Ask machines to end, and wait until they have."""
     client, request = session.client, StopMachine(timeout_seconds=timeout_seconds, force=force)
     return each(names, lambda name: finish(client, client.stop(name, request)))
@@ -143,7 +120,7 @@ def stop_command(session: Session, names: tuple[str, ...], timeout_seconds: floa
 @_timeout_option
 @click.option("-f", "--force", is_flag=True, help="Kill it when it takes longer than the timeout.")
 @click.pass_obj
-def restart_command(session: Session, names: tuple[str, ...], timeout_seconds: float, force: bool) -> int:
+def restart_command(session: Session, names: tuple[str, ...], timeout_seconds: float | None, force: bool) -> int:
     """Stop machines and start them again."""
     client, request = session.client, StopMachine(timeout_seconds=timeout_seconds, force=force)
     return each(names, lambda name: finish(client, client.restart(name, request)))

@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from typing import ClassVar, Protocol, runtime_checkable
 
+from triarch.model.device import HardwareInfo
 from triarch.model.driver import (
     DriverInfo,
     ExecRequest,
@@ -25,6 +26,7 @@ from triarch.model.driver import (
     MachineSpec,
     Observation,
     Resize,
+    ResolvedDevice,
     Stream,
     Usage,
 )
@@ -151,12 +153,100 @@ class Metered(Protocol):
     async def usage(self, spec: MachineSpec) -> Usage: ...
 
 
+@runtime_checkable
+class Files(Protocol):
+    """Reach a machine's files, running or stopped, without a network and without trusting it."""
+
+    async def serve_files(self, spec: MachineSpec, stdio: Stdio) -> None:
+        """Let the file server (`guest.files`) speak with the far end about the machine's own tree; return at its end.
+
+        Whatever the guest planted, the server cannot see, read or write anything but the machine.
+        """
+        ...
+
+
+@runtime_checkable
+class Freezable(Protocol):
+    """Hold a running machine's filesystem still for as long as a clone of its delta takes."""
+
+    async def freeze(self, spec: MachineSpec) -> None:
+        """What was written is on the delta, and nothing is written until `thaw`. Idempotent.
+
+        A freeze that nobody ends, because the daemon died, ends by itself after `FREEZE_SECONDS`. Raises `TimedOut` when
+        the guest does not answer.
+        """
+        ...
+
+    async def thaw(self, spec: MachineSpec) -> None:
+        """Not frozen is success."""
+        ...
+
+
+FREEZE_SECONDS = 10.0
+
+
+@runtime_checkable
+class Checkpointing(Protocol):
+    """Put a running machine's memory into a file, and go on from there."""
+
+    async def check_checkpoint(self, spec: MachineSpec) -> None:
+        """Try whether it works here, for this machine. Raises `Unsupported` with the reason."""
+        ...
+
+    async def save(self, spec: MachineSpec, path: str) -> None:
+        """Write the state to `path` and leave the machine paused, its delta as the state knows it."""
+        ...
+
+    async def load(self, spec: MachineSpec, path: str) -> None:
+        """As `start`, but from the state in `path`. Raises `Damaged` for what is no state of this machine."""
+        ...
+
+
+@runtime_checkable
+class Resizable(Protocol):
+    """Change limits while the machine runs."""
+
+    async def resize(self, spec: MachineSpec) -> None:
+        """Make `spec.machine.resources` hold now. Raises `Unsupported` for what takes a restart, changing nothing."""
+        ...
+
+    async def grow_disk(self, spec: MachineSpec) -> None:
+        """The delta's file has grown: let the machine's filesystem have the room."""
+        ...
+
+
+@runtime_checkable
+class Hotplug(Protocol):
+    """Plug devices in and out while the machine runs. Those in the spec at `start` are there from the start."""
+
+    async def attach(self, spec: MachineSpec, device: ResolvedDevice) -> None:
+        """Idempotent. Raises `Unsupported` with the architectures or the restart that it takes."""
+        ...
+
+    async def detach(self, spec: MachineSpec, device: ResolvedDevice) -> None:
+        """Absent is success. Raises `InUse` when the guest does not let go."""
+        ...
+
+
+@runtime_checkable
+class Inspectable(Protocol):
+    """Tell which virtual hardware a running machine sees."""
+
+    async def hardware(self, spec: MachineSpec) -> HardwareInfo: ...
+
+
 CAPABILITIES: dict[str, type] = {
     "exec": Exec,
     "console": Console,
     "attach": Attachable,
     "pause": Pausable,
     "usage": Metered,
+    "files": Files,
+    "freeze": Freezable,
+    "checkpoint": Checkpointing,
+    "resize": Resizable,
+    "hotplug": Hotplug,
+    "hardware": Inspectable,
 }
 
 

@@ -33,7 +33,7 @@ from triarch.engine.machine_procedures import (
     Switch,
 )
 from triarch.engine.operations import Operations
-from triarch.engine.records import Kept, MachineRecords, TemplateRecords
+from triarch.engine.records import Kept, MachineRecords, ProfileRecords, TemplateRecords
 from triarch.engine.resolve import resolve
 from triarch.engine.services import Network, Services
 from triarch.engine.template_procedures import BuildTree, DeleteTemplate, ImportTree, TemplateArguments
@@ -91,6 +91,7 @@ class Engine:
             events=self._events,
             machines=MachineRecords(store),
             templates=TemplateRecords(store),
+            profiles=ProfileRecords(store),
             report=self._operations.report,
         )
         self._lifecycle = Lifecycle(self._services, self._operations, journal)
@@ -120,6 +121,7 @@ class Engine:
         await asyncio.to_thread(self._services.pool.prepare)
         await self._services.load_subnet()
         await self._services.templates.load()
+        await self._services.profiles.load()
         await self._services.machines.load()
         await self._lifecycle.recover()
 
@@ -147,11 +149,25 @@ class Engine:
             architecture=machine.architecture,
             template=machine.template,
             init=machine.init,
-            address=machine.nic.ip if machine.nic is not None else None,
+            address=(machine.nic.ip or None) if machine.nic is not None else None,
+            address6=(machine.nic.ip6 or None) if machine.nic is not None else None,
             mac=machine.nic.mac if machine.nic is not None else None,
             resources=machine.resources,
             network=machine.network,
+            nics=machine.nics,
+            aliases=machine.aliases,
+            forwards=machine.forwards,
+            hardware=machine.hardware,
+            devices=machine.devices,
             command=machine.command,
+            labels=machine.labels,
+            description=machine.description,
+            profiles=machine.profiles,
+            own=machine.own,
+            restart=machine.restart,
+            autostart=machine.autostart,
+            depends_on=machine.depends_on,
+            protected=machine.protected,
             ephemeral=machine.ephemeral,
             last_exit=machine.last_exit,
             created_at=machine.created_at,
@@ -265,7 +281,8 @@ class Engine:
 
     def _stop_arguments(self, name: str, verb: Verb, request: StopMachine) -> MachineArguments:
         machine = self._checked(name, verb)
-        return MachineArguments(machine=machine, timeout_seconds=request.timeout_seconds, force=request.force)
+        seconds = machine.stop_timeout_seconds if request.timeout_seconds is None else request.timeout_seconds
+        return MachineArguments(machine=machine, timeout_seconds=seconds, force=request.force)
 
     async def kill(self, name: str) -> Operation:
         return self._operations.begin(Kill(self._services, MachineArguments(machine=self._checked(name, Verb.KILL))))

@@ -11,11 +11,11 @@ import msgspec
 
 from triarch.engine.down import Down
 from triarch.engine.journal import Journal, JournalRecord
-from triarch.engine.machine_procedures import PROCEDURES, Delete, MachineArguments, Settle
+from triarch.engine.machine_procedures import Delete, MachineArguments, Settle
 from triarch.engine.operations import Operations
-from triarch.engine.procedure import Procedure
+from triarch.engine.registry import rebuild
 from triarch.engine.services import Services
-from triarch.engine.template_procedures import TEMPLATE_PROCEDURES, TemplateArguments, remove_unused_layers
+from triarch.engine.template_procedures import remove_unused_layers
 from triarch.errors import Damaged, Error
 from triarch.model.driver import Observation
 from triarch.model.machine import Exit, Machine
@@ -24,16 +24,6 @@ from triarch.model.state import State, Status
 log = logging.getLogger(__name__)
 
 ENDED = (Status.STOPPED, Status.ABSENT)
-
-
-def rebuild(services: Services, record: JournalRecord) -> Procedure:
-    """The procedure that a journal record speaks of, from its arguments alone."""
-    verb = record.operation.verb
-    if verb in PROCEDURES:
-        return PROCEDURES[verb](services, msgspec.json.decode(record.arguments, type=MachineArguments))
-    if verb in TEMPLATE_PROCEDURES:
-        return TEMPLATE_PROCEDURES[verb](services, msgspec.json.decode(record.arguments, type=TemplateArguments))
-    raise Damaged(f"the journal has operation {record.operation.id} with the unknown verb '{verb}'")
 
 
 class Lifecycle:

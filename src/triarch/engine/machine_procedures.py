@@ -31,6 +31,7 @@ class MachineProcedure:
     """What all verbs of a machine share."""
 
     verb: ClassVar[str]
+    arguments_type: ClassVar[type[msgspec.Struct]] = MachineArguments
 
     def __init__(self, services: Services, arguments: MachineArguments) -> None:
         self.services = services
@@ -347,7 +348,18 @@ class Run(MachineProcedure):
         await self.machine.remove_record()
 
 
-PROCEDURES: dict[str, type[MachineProcedure]] = {
-    procedure.verb: procedure
-    for procedure in (Create, Launch, Start, Stop, Kill, Restart, Settle, Delete, Rename, Switch, Pause, Resume, Run)
-}
+MACHINE_PROCEDURES: tuple[type[MachineProcedure], ...] = (
+    Create,
+    Launch,
+    Start,
+    Stop,
+    Kill,
+    Restart,
+    Settle,
+    Delete,
+    Rename,
+    Switch,
+    Pause,
+    Resume,
+    Run,
+)

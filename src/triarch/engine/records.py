@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Generic, TypeVar
 
 import msgspec
 
 from triarch.errors import Damaged, Exists, NotFound, Stale
 from triarch.model.machine import Machine
+from triarch.model.settings import Profile, Settings
 from triarch.model.template import Template, parse_template_name
 from triarch.store.base import Compare, Delete, Entry, Put, Store
 
@@ -152,3 +154,43 @@ class TemplateRecords:
         await self._store.txn([], writes)
         for template in templates:
             self._by_ref.pop(template.ref, None)
+
+
+class ProfileRecords:
+    """Profiles by name. One key `profiles/NAME` each."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._by_name: dict[str, Profile] = {}
+
+    async def load(self) -> None:
+        for entry in await self._store.list("profiles/"):
+            profile = decode_entry(entry, Profile)
+            self._by_name[profile.name] = profile
+
+    def all(self) -> tuple[Profile, ...]:
+        return tuple(self._by_name[name] for name in sorted(self._by_name))
+
+    def get(self, name: str) -> Profile:
+        """Raises `NotFound` with the nearest name there is."""
+        profile = self._by_name.get(name)
+        if profile is None:
+            import difflib
+
+            near = difflib.get_close_matches(name, self._by_name, n=1)
+            meant = f", did you mean '{near[0]}'?" if near else ""
+            raise NotFound(f"there is no profile '{name}'{meant}", hint="triarch profile list", profile=name)
+        return profile
+
+    def layers(self, names: Iterable[str]) -> tuple[Settings, ...]:
+        """The settings of the named profiles, in order. Raises `NotFound`."""
+        return tuple(self.get(name).settings for name in names)
+
+    async def put(self, profile: Profile) -> None:
+        await self._store.put(f"profiles/{profile.name}", msgspec.json.encode(profile))
+        self._by_name[profile.name] = profile
+
+    async def remove(self, name: str) -> None:
+        """Absent is success."""
+        await self._store.delete(f"profiles/{name}")
+        self._by_name.pop(name, None)

@@ -10,16 +10,18 @@ from datetime import UTC, datetime
 
 from triarch.drivers.base import Driver
 from triarch.engine.services import Services
+from triarch.engine.settings import materialize
 from triarch.errors import Exhausted, Invalid, MissingProgram, Unavailable, Unsupported
 from triarch.host import facts
 from triarch.host.tap import TAP_DEVICE
 from triarch.model.command import check_command
 from triarch.model.driver import Kind
 from triarch.model.instance import MAX_MACHINES
-from triarch.model.machine import CreateMachine, Machine, NetworkMode
+from triarch.model.machine import CreateMachine, Machine
 from triarch.model.names import check_machine_name
-from triarch.model.network import Nic
+from triarch.model.network import DEFAULT_NETWORK, NO_NETWORK, USER_NETWORK, Nic
 from triarch.model.resources import Resources, format_size
+from triarch.model.settings import add_up, resources_of
 from triarch.model.state import State
 from triarch.model.template import Init, TemplateRef
 
@@ -39,8 +41,9 @@ async def resolve(services: Services, request: CreateMachine, taken: Mapping[str
     template = services.templates.get(request.template)
     architecture = request.architecture or await services.architectures.default()
     driver = await services.architectures.need(architecture)
-    check_resources(name, request.resources)
-    check_command(request.command, request.environment)
+    settings = add_up((*services.profiles.layers(request.profiles), request.settings))
+    check_resources(name, resources_of(settings))
+    check_command(request.command, settings.environment or {})
     init = request.init or (Init.APP if request.command else template.init)
     if init is Init.APP and not (request.command or template.command):
         raise Invalid(
@@ -49,8 +52,8 @@ async def resolve(services: Services, request: CreateMachine, taken: Mapping[str
         )
     if init is Init.SYSTEM and request.command:
         raise Invalid(f"machine '{name}' boots its own init, so it takes no command", hint="leave out --init system")
-    network = request.network or _default_network(services, driver)
-    if network == "nat":
+    network = settings.network or _default_network(services, driver)
+    if network == DEFAULT_NETWORK:
         await services.need_subnet()
     # From here on nothing waits: what is free now is free when the caller takes it.
     if name in taken and request.name is None:
@@ -64,16 +67,16 @@ async def resolve(services: Services, request: CreateMachine, taken: Mapping[str
         architecture=architecture,
         init=init,
         command=request.command,
-        environment={**template.environment, **request.environment},
-        resources=request.resources,
+        profiles=request.profiles,
+        own=request.settings,
         network=network,
         nic=_nic(services, network, index),
-        forwards=request.forwards,
         ids=services.instance.id_range(index),
         ephemeral=request.ephemeral,
         created_at=datetime.now(UTC),
         state=State.STOPPED,
     )
+    machine = materialize(machine, settings, template.environment)
     driver.validate(machine)
     _check_network(services, machine)
     return machine
@@ -93,21 +96,21 @@ def check_resources(name: str, resources: Resources) -> None:
         raise Exhausted(f"machine '{name}' asks for {resources.cpus:g} cpus: this host has {host_cpus}", machine=name)
 
 
-def _default_network(services: Services, driver: Driver) -> NetworkMode:
+def _default_network(services: Services, driver: Driver) -> str:
     """`nat`; where the host allows no bridge or tap, a VM makes do with `user`. A missing program is no such reason."""
     if driver.kind is Kind.OS_LEVEL:
-        return "nat"
+        return DEFAULT_NETWORK
     try:
         services.network.probe()
     except MissingProgram:
-        return "nat"
+        return DEFAULT_NETWORK
     except Unavailable:
-        return "user"
-    return "user" if facts.open_error(TAP_DEVICE) else "nat"
+        return USER_NETWORK
+    return USER_NETWORK if facts.open_error(TAP_DEVICE) else DEFAULT_NETWORK
 
 
 def _check_network(services: Services, machine: Machine) -> None:
-    if machine.network == "nat":
+    if machine.network == DEFAULT_NETWORK:
         try:
             services.network.probe()
         except MissingProgram:
@@ -117,17 +120,17 @@ def _check_network(services: Services, machine: Machine) -> None:
             raise Unsupported(
                 f"machine '{machine.name}' cannot have network 'nat': {error.message}", hint=error.hint
             ) from error
-    if machine.forwards and machine.network != "user":
+    if machine.forwards and machine.network != USER_NETWORK:
         raise Unsupported(
             f"machine '{machine.name}' asks for port forwards: "
             f"only network 'user' has them, this is '{machine.network}'"
         )
 
 
-def _nic(services: Services, network: NetworkMode, index: int) -> Nic | None:
-    if network == "none":
+def _nic(services: Services, network: str, index: int) -> Nic | None:
+    if network == NO_NETWORK:
         return None
-    if network == "user":
+    if network == USER_NETWORK:
         octets = (0x52, 0x54, 0, *secrets.token_bytes(3))
         return Nic(mac=":".join(f"{octet:02x}" for octet in octets), address="10.0.2.15/24")
     assert services.subnet is not None

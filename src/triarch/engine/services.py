@@ -10,11 +10,11 @@ from typing import Protocol
 from triarch.drivers.base import Driver
 from triarch.engine.architectures import Architectures
 from triarch.engine.events import EventBus
-from triarch.engine.records import MachineRecords, TemplateRecords
+from triarch.engine.records import MachineRecords, ProfileRecords, TemplateRecords
 from triarch.model.driver import GuestPack, LayerFile, MachineSpec
 from triarch.model.instance import Instance
 from triarch.model.machine import Machine
-from triarch.model.network import BridgeLink, Link, Nic, NoLink, UserLink
+from triarch.model.network import DEFAULT_NETWORK, USER_NETWORK, BridgeLink, Link, Nic, NoLink, UserLink
 from triarch.model.operation import Progress
 from triarch.model.template import Template
 from triarch.storage.base import Pool
@@ -52,6 +52,7 @@ class Services:
     events: EventBus
     machines: MachineRecords
     templates: TemplateRecords
+    profiles: ProfileRecords
     report: Report
     subnet: IPv4Network | None = None
     guest_pack: GuestPack | None = field(default=None)
@@ -96,8 +97,8 @@ class Services:
         return self.templates.get(f"{machine.template.name}@{machine.template.level}")
 
     def link(self, machine: Machine) -> Link:
-        if machine.network == "nat" and machine.nic is not None and self.subnet is not None:
+        if machine.network == DEFAULT_NETWORK and machine.nic is not None and self.subnet is not None:
             return self.network.link(self.subnet, machine)
-        if machine.network == "user" and machine.nic is not None:
+        if machine.network == USER_NETWORK and machine.nic is not None:
             return UserLink(nic=machine.nic, forwards=machine.forwards)
         return NoLink()

@@ -36,6 +36,7 @@ class TemplateProcedure:
     """What all verbs of a template share."""
 
     verb: ClassVar[str]
+    arguments_type: ClassVar[type[msgspec.Struct]] = TemplateArguments
 
     def __init__(self, services: Services, arguments: TemplateArguments) -> None:
         self.services = services
@@ -157,6 +158,4 @@ def remove_unused_layers(services: Services) -> None:
             services.pool.remove_layer(layer.digest)
 
 
-TEMPLATE_PROCEDURES: dict[str, type[TemplateProcedure]] = {
-    procedure.verb: procedure for procedure in (BuildTree, ImportTree, DeleteTemplate)
-}
+TEMPLATE_PROCEDURES: tuple[type[TemplateProcedure], ...] = (BuildTree, ImportTree, DeleteTemplate)

@@ -6,8 +6,9 @@ from enum import StrEnum
 
 import msgspec
 
+from triarch.model.device import Device
 from triarch.model.machine import Exit, Machine
-from triarch.model.network import Link
+from triarch.model.network import Link, NoLink
 from triarch.model.state import Status
 from triarch.model.template import Template
 
@@ -61,6 +62,19 @@ class GuestPack(msgspec.Struct, frozen=True, kw_only=True):
     kernel_release: str
 
 
+class ResolvedDevice(msgspec.Struct, frozen=True, kw_only=True):
+    """A device with what the engine found for it.
+
+    `path` is the file of a volume, the block device or image of a disk, the directory of a folder, the node of a host
+    or USB device; `link` is how a `nic` is plugged in.
+    """
+
+    name: str
+    device: Device
+    path: str = ""
+    link: Link = NoLink()
+
+
 class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Everything a driver needs to run one machine, resolved by the engine: a driver looks nothing up.
 
@@ -79,6 +93,7 @@ class MachineSpec(msgspec.Struct, frozen=True, kw_only=True):
     log_path: str
     cgroup: str
     guest_pack: GuestPack | None = None
+    devices: tuple[ResolvedDevice, ...] = ()
 
     @property
     def uuid(self) -> str:
@@ -107,13 +122,20 @@ class Observation(msgspec.Struct, frozen=True, kw_only=True):
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """What a running machine uses. `memory_bytes` is charged to it alone; `processes` are those inside, if known.
 
-    `disk_bytes` is what its delta takes on disk; the engine adds it to what the driver tells.
+    `disk_bytes` is what its delta and volumes take on disk; the engine adds it to what the driver tells. What was read,
+    written, received and sent counts from the start of the run; None where nobody counts it.
     """
 
     cpu_seconds: float
     memory_bytes: int
+    memory_limit_bytes: int | None = None
+    swap_bytes: int | None = None
     processes: int | None = None
     disk_bytes: int | None = None
+    disk_read_bytes: int | None = None
+    disk_written_bytes: int | None = None
+    network_received_bytes: int | None = None
+    network_sent_bytes: int | None = None
 
 
 class ExecRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated
 
 import msgspec
 
-from triarch.model.network import Forward, Nic
+from triarch.model.device import Device, Hardware
+from triarch.model.network import DEFAULT_NETWORK, Forward, Nic
+from triarch.model.policy import FirstBoot, Health, HealthCheck, RestartPolicy, SnapshotSchedule
 from triarch.model.resources import Resources
+from triarch.model.settings import Origin, Settings
 from triarch.model.state import State
 from triarch.model.template import Init, TemplateRef
-
-NetworkMode = Literal["nat", "user", "none"]
 
 
 class IdRange(msgspec.Struct, frozen=True, kw_only=True):
@@ -34,6 +35,11 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
     `index` is its slot in the instance, from 1, never shared by two machines: ids, address and interface names follow
     from it. `desired` is what the operator last asked for. `ephemeral` machines are deleted when they stop.
+
+    `profiles` and `own` are what people said; the fields from `environment` to `first_boot` are what follows from both
+    (`engine.settings.materialize`), and all that a driver reads. `nics` are those of its devices of kind `nic`, by
+    name.
+    `first_booted`: the first boot's work is done.
     """
 
     name: str
@@ -43,11 +49,28 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str
     init: Init
     command: tuple[str, ...] = ()
+    profiles: tuple[str, ...] = ()
+    own: Settings = Settings()
     environment: dict[str, str] = {}
+    labels: dict[str, str] = {}
+    description: str = ""
     resources: Resources = Resources()
-    network: NetworkMode = "nat"
+    network: str = DEFAULT_NETWORK
     nic: Nic | None = None
+    aliases: tuple[str, ...] = ()
     forwards: tuple[Forward, ...] = ()
+    hardware: Hardware = Hardware.PARAVIRT
+    devices: dict[str, Device] = {}
+    nics: dict[str, Nic] = {}
+    restart: RestartPolicy = RestartPolicy.NO
+    health: HealthCheck | None = None
+    stop_timeout_seconds: float = 60.0
+    autostart: bool = False
+    depends_on: tuple[str, ...] = ()
+    protected: bool = False
+    snapshots: SnapshotSchedule | None = None
+    first_boot: FirstBoot | None = None
+    first_booted: bool = False
     ids: IdRange
     state: State = State.STOPPED
     desired: State = State.STOPPED
@@ -58,7 +81,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CreateMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a person asks for. Whatever is None is chosen by the engine.
+    """What a person asks for. Whatever is None or not set is chosen by the profiles, in order, or by the engine.
 
     `template` is `NAME` or `NAME@LEVEL`; `start` starts the machine too (that is `launch`).
     """
@@ -68,30 +91,48 @@ class CreateMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     architecture: str | None = None
     init: Init | None = None
     command: tuple[str, ...] = ()
-    environment: dict[str, str] = {}
-    resources: Resources = Resources()
-    network: NetworkMode | None = None
-    forwards: tuple[Forward, ...] = ()
+    profiles: tuple[str, ...] = ()
+    settings: Settings = Settings()
     ephemeral: bool = False
     start: bool = False
 
 
 class MachineView(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine as lists and `info` show it: the record, and the operation that is changing it now, if any."""
+    """A machine as lists and `info` show it: the record, and the operation that is changing it now, if any.
+
+    `health` is there while a machine with a health check runs. `own` and `origins` say what was set, and where.
+    """
 
     name: str
     uuid: str
     state: State
     desired: State
+    health: Health | None = None
     architecture: str
     template: TemplateRef
     init: Init
     address: str | None
+    address6: str | None = None
     mac: str | None
     resources: Resources
-    network: NetworkMode
+    network: str
+    nics: dict[str, Nic] = {}
+    aliases: tuple[str, ...] = ()
+    forwards: tuple[Forward, ...] = ()
+    hardware: Hardware = Hardware.PARAVIRT
+    devices: dict[str, Device] = {}
     command: tuple[str, ...]
+    labels: dict[str, str] = {}
+    description: str = ""
+    profiles: tuple[str, ...] = ()
+    own: Settings = Settings()
+    origins: tuple[Origin, ...] = ()
+    restart: RestartPolicy = RestartPolicy.NO
+    autostart: bool = False
+    depends_on: tuple[str, ...] = ()
+    protected: bool = False
     ephemeral: bool
+    snapshot_count: int = 0
     last_exit: Exit | None
     created_at: datetime
     started_at: datetime | None
@@ -103,9 +144,12 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=86400)]
 
 
 class StopMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Body of stop and restart. A graceful stop that takes longer is `TimedOut` unless `force` then kills."""
+    """Body of stop and restart. A graceful stop that takes longer is `TimedOut` unless `force` then kills.
 
-    timeout_seconds: Seconds = 60.0
+    Without a timeout the machine's own counts.
+    """
+
+    timeout_seconds: Seconds | None = None
     force: bool = False
 
 
@@ -121,3 +165,16 @@ class SwitchMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     architecture: str
     check: bool = False
     timeout_seconds: Seconds = 60.0
+
+
+class SetMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of set: settings to take over, and keys to forget, after which profiles count again.
+
+    `unset` takes `labels.role` too. `profiles` replaces the list of profiles where it is given. `check` changes
+    nothing.
+    """
+
+    settings: Settings = Settings()
+    unset: tuple[str, ...] = ()
+    profiles: tuple[str, ...] | None = None
+    check: bool = False

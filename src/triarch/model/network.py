@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -11,39 +13,130 @@ _OCTET = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
 # In Python `$` alone would let a last newline pass.
 IPV4_PATTERN = rf"^{_OCTET}(\.{_OCTET}){{3}}$(?!\n)"
 IPv4Text = Annotated[str, msgspec.Meta(pattern=IPV4_PATTERN)]
+IPv6Text = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f:]{2,39}$(?!\n)")]
+CidrText = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f.:]{2,39}/\d{1,3}$(?!\n)")]
+
+
+DEFAULT_NETWORK = "nat"
+USER_NETWORK = "user"
+NO_NETWORK = "none"
+
+
+class NetworkKind(StrEnum):
+    """How a network reaches beyond its machines."""
+
+    NAT = "nat"
+    BRIDGE = "bridge"
+    ISOLATED = "isolated"
+    MACVLAN = "macvlan"
+
+
+class Direction(StrEnum):
+    """As the machine sees it."""
+
+    INGRESS = "ingress"
+    EGRESS = "egress"
+
+
+class Protocol(StrEnum):
+    TCP = "tcp"
+    UDP = "udp"
+    ICMP = "icmp"
+
+
+class AclRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One rule of a network's access list; the first that matches decides, and what no rule matches is allowed.
+
+    `machine` and `label` (`role=web`, or `role`) choose the machines it is for, all of the network without them. `peer`
+    is who is at the other end: a CIDR, `machine:NAME` or `label:KEY=VALUE`; anybody without it.
+    """
+
+    direction: Direction
+    allow: bool
+    machine: str | None = None
+    label: str | None = None
+    peer: str | None = None
+    protocol: Protocol | None = None
+    ports: tuple[Port, ...] = ()
+
+
+class Network(msgspec.Struct, frozen=True, kw_only=True):
+    """The stored record of a network.
+
+    `index` names its interfaces, from 1; the built-in network `nat` has 0. `ipv4` and `ipv6` are its subnets; the first
+    address of each is the host's own. A `bridge` is plugged into the host's interface `parent`, a `macvlan` stands
+    on it; on both, addresses come from outside unless `ipv4` says which are ours to give. Machines of a network reach
+    each other; `dns` answers for their names and aliases, `dhcp` gives those that ask the addresses that are theirs.
+    """
+
+    name: str
+    index: int
+    kind: NetworkKind
+    ipv4: CidrText | None = None
+    ipv6: CidrText | None = None
+    parent: str | None = None
+    dhcp: bool = True
+    dns: bool = True
+    acl: tuple[AclRule, ...] = ()
+    description: str = ""
+    labels: dict[str, str] = {}
+    created_at: datetime
 
 
 class Nic(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine's network identity; it survives every switch of architecture.
+    """A machine's identity on a network; it survives every switch of architecture.
 
-    `address` is in CIDR form (`10.77.0.9/16`); `mac` is lower-case with colons.
+    `address` is in CIDR form (`10.77.0.9/16`), as is `address6`; `mac` is lower-case with colons. On a network that
+    does not give addresses `address` is empty: the machine asks by DHCP, if it does.
     """
 
     mac: str
     address: str
+    address6: str = ""
 
     @property
     def ip(self) -> str:
         return self.address.partition("/")[0]
 
+    @property
+    def ip6(self) -> str:
+        return self.address6.partition("/")[0]
+
 
 class Forward(msgspec.Struct, frozen=True, kw_only=True):
-    """A TCP port of the host that leads to a port of the machine."""
+    """A TCP or UDP port of the host that leads to a port of the machine."""
 
     host_port: Port
     machine_port: Port
     host_address: IPv4Text = "127.0.0.1"
+    protocol: Protocol = Protocol.TCP
 
 
 class BridgeLink(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="bridge"):
-    """The machine is plugged into a bridge of this instance through `host_interface` (a veth end or a tap)."""
+    """The machine is plugged into a bridge of this instance through `host_interface` (a veth end or a tap).
+
+    Empty `gateway`, `nameserver` and `domain` are left out.
+    """
 
     bridge: str
     host_interface: str
     nic: Nic
-    gateway: str
-    nameserver: str
-    domain: str
+    gateway: str = ""
+    nameserver: str = ""
+    domain: str = ""
+    gateway6: str = ""
+
+
+class MacvlanLink(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="macvlan"):
+    """The machine has a macvlan interface (`host_interface`, a macvtap for VMs) on the host's interface `parent`."""
+
+    parent: str
+    host_interface: str
+    nic: Nic
+    gateway: str = ""
+    nameserver: str = ""
+    domain: str = ""
+    gateway6: str = ""
 
 
 class UserLink(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="user"):
@@ -64,4 +157,4 @@ class NoLink(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="n
     """Loopback only."""
 
 
-Link = BridgeLink | UserLink | NoLink
+Link = BridgeLink | MacvlanLink | UserLink | NoLink

@@ -20,18 +20,31 @@ MemoryBytes = Annotated[int, msgspec.Meta(ge=MIN_MEMORY_BYTES, le=1 << 46)]
 Pids = Annotated[int, msgspec.Meta(ge=16, le=1 << 22)]
 IoWeight = Annotated[int, msgspec.Meta(ge=10, le=1000)]
 DiskBytes = Annotated[int, msgspec.Meta(ge=MIN_DISK_BYTES, le=1 << 46)]
+SwapBytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 46)]
+CpuWeight = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
+CpuSet = Annotated[str, msgspec.Meta(pattern=r"^\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?){0,63}$(?!\n)")]
+RateBytesPerSecond = Annotated[int, msgspec.Meta(ge=1 << 10, le=1 << 40)]
 
 
 class Resources(msgspec.Struct, frozen=True, kw_only=True):
     """What a machine may use. None means: as much as the host has (a VM then gets the driver's default).
 
-    `cpus` counts host processors and may be a fraction; `io_weight` is relative, 100 is the ordinary share.
+    `cpus` counts host processors and may be a fraction; `cpu_set` pins to processors of the host (`0-3,6`, cpuset(7)).
+    `cpu_weight` and `io_weight` are relative, 100 is the ordinary share. `swap_bytes` comes on top of `memory_bytes`; 0
+    forbids swapping. Rates are those of the delta's disk and of the first network card; receive is towards the machine.
     """
 
     cpus: Cpus | None = None
+    cpu_weight: CpuWeight | None = None
+    cpu_set: CpuSet | None = None
     memory_bytes: MemoryBytes | None = None
+    swap_bytes: SwapBytes | None = None
     pids: Pids | None = None
     io_weight: IoWeight | None = None
+    io_read_bytes_per_second: RateBytesPerSecond | None = None
+    io_write_bytes_per_second: RateBytesPerSecond | None = None
+    network_receive_bytes_per_second: RateBytesPerSecond | None = None
+    network_send_bytes_per_second: RateBytesPerSecond | None = None
     disk_bytes: DiskBytes = 10 << 30
 
 

@@ -13,54 +13,20 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 import pytest
-import pytest_asyncio
 
 from triarch.drivers.base import Driver, Exec, capabilities_of
-from triarch.errors import Busy, MachineFailed, TimedOut, Unavailable, WrongState
+from triarch.errors import Busy, MachineFailed, TimedOut, WrongState
 from triarch.model.driver import Data, ExecRequest, LayerFile, Resize
 from triarch.model.state import Status
-from triarch.testing.driver_rig import IDLE, STUBBORN, TICKING, DriverHarness, DriverRig, FarEnd, shell
+from triarch.testing.driver.fixtures import DriverFixtures, request
+from triarch.testing.driver_rig import IDLE, STUBBORN, TICKING, DriverRig, FarEnd, shell
 
 KILLED = 128 + 9
-
-
-def request(script: str, *, terminal: bool = False) -> ExecRequest:
-    return ExecRequest(command=shell(script), terminal=terminal)
-
-
-class DriverFixtures:
-    """The harness comes from the subclass; the rest follows from it."""
-
-    pytestmark = pytest.mark.asyncio(loop_scope="class")
-
-    @pytest.fixture(scope="class")
-    @classmethod
-    def harness(cls) -> DriverHarness:
-        raise NotImplementedError("a subclass of CheckDriver supplies the fixture 'harness'")
-
-    @pytest_asyncio.fixture(scope="class", loop_scope="class")
-    @classmethod
-    async def rig(cls, harness: DriverHarness) -> AsyncIterator[DriverRig]:
-        rig = DriverRig(harness)
-        try:
-            await rig.driver.probe()
-        except Unavailable as error:
-            await rig.driver.close()
-            pytest.skip(f"driver '{rig.driver.name}' cannot run here: {error}")
-        yield rig
-        await rig.end()
-        assert not list(harness.leaks())
-
-    @pytest_asyncio.fixture(autouse=True, loop_scope="class")
-    async def _tidy(self, rig: DriverRig) -> AsyncIterator[None]:
-        yield
-        await rig.tidy()
 
 
 class CheckIdentity(DriverFixtures):

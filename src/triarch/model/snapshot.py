@@ -1,0 +1,74 @@
+"""Snapshots of machines and backups of them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+
+from triarch.model.machine import Machine
+from triarch.model.names import MACHINE_NAME_PATTERN
+from triarch.model.template import Template
+
+SnapshotName = Annotated[str, msgspec.Meta(pattern=MACHINE_NAME_PATTERN[:-1] + r"$(?!\n)")]
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine as it was: the record (template digest, settings and all) and its delta, which belong together.
+
+    `id` names the files in the pool. `frozen_seconds` is how long the machine's filesystem stood still for it (None: it
+    did not run). `stateful` ones hold the memory too. `sha256` is that of the delta, made right after the clone, and
+    what `restore` checks before it changes anything; `size_bytes` is what the delta took on disk then.
+    """
+
+    id: str
+    name: str
+    machine: Machine
+    created_at: datetime
+    expires_at: datetime | None = None
+    scheduled: bool = False
+    stateful: bool = False
+    frozen_seconds: float | None = None
+    size_bytes: int = 0
+    sha256: str = ""
+    description: str = ""
+
+
+class CreateSnapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of snapshot. Without a name it is `snap0`, `snap1`, …"""
+
+    name: SnapshotName | None = None
+    stateful: bool = False
+    description: Annotated[str, msgspec.Meta(max_length=1000)] = ""
+    expires_after_seconds: Annotated[int, msgspec.Meta(ge=1, le=3660 * 86_400)] | None = None
+
+
+class RestoreSnapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of restore: template digest, delta and settings come back together. `check` changes nothing.
+
+    A running machine is stopped first and started again; with `stateful` it goes on where it was.
+    """
+
+    snapshot: SnapshotName
+    stateful: bool = False
+    check: bool = False
+
+
+class CopyMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of copy: a new machine with the same template and settings, its own identity and a clone of the delta."""
+
+    name: SnapshotName
+    snapshot: SnapshotName | None = None
+    start: bool = False
+
+
+class BackupManifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The first member of a backup: what it holds, and from which Triarch; the template's layers only if asked for."""
+
+    format: int
+    version: str
+    created_at: datetime
+    machine: Machine
+    template: Template
+    with_layers: bool = False

@@ -1,0 +1,1 @@
+"""The parts of `check_driver`, one file per capability."""
