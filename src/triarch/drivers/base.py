@@ -172,8 +172,8 @@ class Freezable(Protocol):
     async def freeze(self, spec: MachineSpec) -> None:
         """What was written is on the delta, and nothing is written until `thaw`. Idempotent.
 
-        A freeze that nobody ends, because the daemon died, ends by itself after `FREEZE_SECONDS`. Raises `TimedOut` when
-        the guest does not answer.
+        A freeze that nobody ends, because the daemon died, ends by itself after `FREEZE_SECONDS`. Raises `TimedOut`
+        when the guest does not answer.
         """
         ...
 
