@@ -112,7 +112,7 @@ def request(walk: Walk, name: str, command: tuple[str, ...], *, start: bool) -> 
             "name": name,
             "template": walk.template,
             "architecture": walk.first,
-            "network": walk.network,
+            "settings": {"network": walk.network},
             "init": "app",
             "command": command,
             "start": start,
