@@ -20,8 +20,8 @@ The control port carries frames: one type byte, the payload's length as 4 bytes 
     guest → host   READY · STDOUT data · STDERR data · CREDIT bytes:u32 · EXIT code:u32 reason · PROBLEM text
 
 Only an `attached` guest uses the stdio frames. The host may send `STDIN_WINDOW_BYTES` of input ahead; CREDIT says how
-many of them the command took, so that input nobody reads never holds up STOP. READY, EXIT and PROBLEM go to the control
-port, if someone listens there, and to the report port: give that one a file, and an exit code outlives the daemon.
+many of them the command took, so that input nobody reads never holds up STOP. READY, EXIT and PROBLEM go to the report
+port and then to the control port, if someone listens there: give the former a file, and an exit code outlives the daemon.
 READY says that the command or the template's init is about to run, EXIT how an `app` command ended, PROBLEM why the
 guest gave up.
 """

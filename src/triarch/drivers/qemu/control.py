@@ -10,7 +10,7 @@ from pathlib import Path
 from triarch.drivers.base import Stdio
 from triarch.drivers.qemu.streams import carry, connect, receive, send
 from triarch.errors import Damaged
-from triarch.guest.protocol import STDIN_WINDOW_BYTES, Credit, GuestDecoder, HostMessage, Output, encode_message
+from triarch.guest.protocol import STDIN_WINDOW_BYTES, Credit, Ended, GuestDecoder, HostMessage, Output, encode_message
 from triarch.model.driver import Data, EndOfInput
 
 
@@ -28,7 +28,10 @@ class ControlPort:
         await send(self._writer, encode_message(message))
 
     async def carry(self, stdio: Stdio) -> None:
-        """Carry an attached command's streams until the guest is gone. Raises what `stdio` raises, or `Damaged`."""
+        """Carry an attached command's streams until its exit is told or the guest is gone.
+
+        Raises what `stdio` raises, or `Damaged`.
+        """
         await carry(self._show(stdio), self._feed(stdio))
 
     async def _feed(self, stdio: Stdio) -> None:
@@ -60,8 +63,10 @@ class ControlPort:
                         await stdio.write(stream, piece)
                     case Credit(size_bytes):
                         self._give_credit(size_bytes)
+                    case Ended():
+                        # How it ended is in the report, which needs no daemon to be kept.
+                        return
                     case _:
-                        # How it ends is in the report, which needs no daemon to be kept.
                         pass
 
     def _give_credit(self, size_bytes: int) -> None:

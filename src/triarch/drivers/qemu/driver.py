@@ -42,6 +42,8 @@ from triarch.model.resources import format_size
 from triarch.model.state import Status
 
 _START_SECONDS = 60.0
+# QEMU writes the report a moment before, or after, it passes on what the control port says.
+_REPORT_TRIES, _REPORT_PAUSE_SECONDS = 200, 0.005
 
 # Errors of a start that say more than that it failed.
 _TELLING = (Busy, Denied, Invalid, MachineFailed, MissingProgram, Unsupported)
@@ -100,11 +102,21 @@ class QemuDriver:
                     await control.carry(stdio)
                 finally:
                     del self._attached[spec.uuid]
-        ending = await asyncio.shield(watch.ended)
+        ending = await self._end_early(watch)
         await remove_group(spec.cgroup)
         if ending.failed or ending.exit is None:
             raise MachineFailed(f"machine '{spec.machine.name}' failed: {ending.detail}", machine=spec.machine.name)
         return ending.exit
+
+    async def _end_early(self, watch: Watch) -> Observation:
+        """The end of a run whose exit was told on the control port: powering off takes longer than all else of it."""
+        for _ in range(_REPORT_TRIES):
+            if watch.ended.done():
+                break
+            if watch.run.exit_told:
+                return await self._watches.kill(watch)
+            await asyncio.sleep(_REPORT_PAUSE_SECONDS)
+        return await asyncio.shield(watch.ended)
 
     async def _start(self, spec: MachineSpec, *, attached: bool = False, terminal: Resize | None = None) -> Watch:
         name = spec.machine.name

@@ -160,6 +160,11 @@ class Run:
             case cause:
                 return _failed(record, f"QEMU was told to end by something else (cause {cause})")
 
+    @property
+    def exit_told(self) -> bool:
+        """Whether the command's exit is on file: the delta is put away then, and nothing is lost with QEMU."""
+        return isinstance(self._told(), Ended)
+
     def _told(self) -> Ended | GuestProblem | None:
         """The last word of the guest in its report. What it wrote is hostile: only the beginning is read."""
         with suppress(OSError, Damaged), self.report.open("rb") as file:

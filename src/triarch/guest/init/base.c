@@ -123,14 +123,15 @@ void report(uint8_t type, const void *payload, size_t size) {
     uint8_t frame[HEADER_BYTES + 600];
     put_header(frame, type, (uint32_t)size);
     memcpy(frame + HEADER_BYTES, payload, size);
-    if (control_port >= 0 && write(control_port, frame, HEADER_BYTES + size) < 0 && errno != EAGAIN)
-        say("cannot use the control port: %m");
-    /* The kernel learns a moment after the port itself that the host's file is open. */
+    /* The file comes first: a host that hears of the end need not let the machine power itself off.
+     * The kernel learns a moment after the port itself that the host's file is open. */
     for (int attempt = 0; report_port >= 0 && attempt < 100; attempt++) {
         if (write(report_port, frame, HEADER_BYTES + size) >= 0 || errno != EAGAIN)
-            return;
+            break;
         usleep(10000);
     }
+    if (control_port >= 0 && write(control_port, frame, HEADER_BYTES + size) < 0 && errno != EAGAIN)
+        say("cannot use the control port: %m");
 }
 
 static int mounts_below(const char *root, char *mounts, char **points, int room) {
