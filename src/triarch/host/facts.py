@@ -68,6 +68,11 @@ def open_error(path: str) -> str | None:
     return None
 
 
+def memory_bytes() -> int:
+    """The memory of this host."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def kvm_api_version() -> int:
     """What /dev/kvm answers. Raises `OSError`. It says nothing of whether guests run: only a guest does."""
     fd = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
@@ -140,3 +145,8 @@ def _text(path: str) -> str:
         return Path(path).read_text(errors="replace")
     except OSError:
         return ""
+
+
+def boot_id() -> str:
+    """Of this boot of the host (random(4)): another one after each."""
+    return _text("/proc/sys/kernel/random/boot_id").strip()
