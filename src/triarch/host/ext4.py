@@ -82,8 +82,10 @@ def read_superblock(path: Path) -> Superblock:
     )
 
 
-def check_filesystem(path: Path) -> None:
+def check_filesystem(path: Path, *, is_delta: bool = True) -> None:
     """Replay the journal where a kill left one, mend what is safe to mend, then prove the filesystem clean.
+
+    A filesystem that is no delta (a volume) need not have a delta's directories.
 
     Both proofs count: `e2fsck -fn` can be content with a filesystem that still needs recovery (RECIPES-vms). The
     caller holds the image's lock. Raises `Damaged` with e2fsck's last words.
@@ -101,7 +103,7 @@ def check_filesystem(path: Path) -> None:
     if found.needs_recovery or not found.clean:
         raise Damaged(f"{path} still needs recovery after e2fsck", path=str(path))
     _passes(path, required=True)
-    if not _has_layout(path):
+    if is_delta and not _has_layout(path):
         raise Damaged(f"e2fsck mended {path}, but its directory upper or work is lost", path=str(path))
 
 

@@ -61,6 +61,11 @@ def unmount(target: str, flags: int = 0) -> None:
     _check(_libc.umount2(os.fsencode(target), flags), f"unmount {target}")
 
 
+def sync_filesystem(fd: int) -> None:
+    """syncfs(2): write out everything of the filesystem that `fd` is in."""
+    _check(_libc.syncfs(fd), "sync a filesystem")
+
+
 def unshare(flags: int) -> None:
     """unshare(2): the calling process enters new namespaces."""
     _check(_libc.unshare(flags), "unshare")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import StrEnum
 from typing import Annotated
 
 import msgspec
@@ -14,12 +15,40 @@ from triarch.model.template import Template
 SnapshotName = Annotated[str, msgspec.Meta(pattern=MACHINE_NAME_PATTERN[:-1] + r"$(?!\n)")]
 
 
-class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """A machine as it was: the record (template digest, settings and all) and its delta, which belong together.
+DELTA = "delta"
 
-    `id` names the files in the pool. `frozen_seconds` is how long the machine's filesystem stood still for it (None: it
-    did not run). `stateful` ones hold the memory too. `sha256` is that of the delta, made right after the clone, and
-    what `restore` checks before it changes anything; `size_bytes` is what the delta took on disk then.
+
+class DiskImage(msgspec.Struct, frozen=True, kw_only=True):
+    """One disk as it was when its copy was finished: `delta` or `volume-NAME`.
+
+    `size_bytes` is what the machine sees, `allocated_bytes` what the copy took on disk. `digest` is that of the content
+    (`host.sparse.ContentDigest`): holes count as the zeros that they read as.
+    """
+
+    name: str
+    size_bytes: int
+    allocated_bytes: int
+    digest: str
+
+
+class Consistency(StrEnum):
+    """What a copy of a machine's disks is like.
+
+    `stopped`: nobody wrote. `frozen`: everything that was written is in it, as after an orderly end. `crash`: as after
+    a power cut, from which the journal of the filesystem brings it back; programs may have had more to say.
+    """
+
+    STOPPED = "stopped"
+    FROZEN = "frozen"
+    CRASH = "crash"
+
+
+class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine as it was: the record (template digest, settings and all) and its disks, which belong together.
+
+    `id` names the set of disks in the pool. `frozen_seconds` is how long the machine's filesystems stood still for it
+    (None: it did not run). `stateful` ones hold the memory too, with `memory_digest` the sha256 of that file. The
+    digests are what `restore` checks before it changes anything; `size_bytes` is what all of it took on disk.
     """
 
     id: str
@@ -29,9 +58,11 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     expires_at: datetime | None = None
     scheduled: bool = False
     stateful: bool = False
+    consistency: Consistency = Consistency.STOPPED
     frozen_seconds: float | None = None
     size_bytes: int = 0
-    sha256: str = ""
+    disks: tuple[DiskImage, ...] = ()
+    memory_digest: str = ""
     description: str = ""
 
 

@@ -6,16 +6,102 @@ the engine calls those on one object one at a time.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Protocol
 
+from triarch.model.snapshot import DiskImage
 from triarch.model.template import Layer
+
+
+class DiskSets(Protocol):
+    """Whole copies of machines' disks: snapshots, and what restore, copy and backup work with.
+
+    A set has an id of its own, in the form of a uuid, and holds a disk `delta` and one `volume-NAME` for each volume;
+    beside them it may hold files of other names. It is there whole or not at all.
+    """
+
+    def prepare(self) -> None:
+        """Make the place and sweep what was being made or removed. Idempotent."""
+        ...
+
+    def path(self, set_id: str) -> Path:
+        """The directory of the set. Raises `Invalid` for what is no id."""
+        ...
+
+    def disk_path(self, set_id: str, disk: str) -> Path:
+        """Where a disk of the set is or would be."""
+        ...
+
+    def all(self) -> tuple[str, ...]:
+        """The ids of all sets."""
+        ...
+
+    def disks(self, set_id: str) -> tuple[str, ...]:
+        """The names of the set's disks, sorted. Raises `NotFound`."""
+        ...
+
+    def machine_disks(self, uuid: str) -> dict[str, Path]:
+        """The files of a machine's own disks by name."""
+        ...
+
+    def capture(self, uuid: str, set_id: str) -> None:
+        """Clone a machine's disks, whose content the caller holds still, as fast as can be: not durable yet.
+
+        An existing set is success. Raises `Exhausted`, leaving nothing.
+        """
+        ...
+
+    def duplicate(self, source_id: str, set_id: str) -> None:
+        """As `capture`, from another set."""
+        ...
+
+    def begin(self, set_id: str) -> Path:
+        """A directory in which the caller makes the files of a new set, until `finish` or `remove`. Raises `Exists`."""
+        ...
+
+    def finish(self, set_id: str) -> None:
+        """What was begun is a set."""
+        ...
+
+    def check(self, set_id: str) -> None:
+        """Replay journals and prove every disk clean. Raises `Damaged`."""
+        ...
+
+    def describe(self, set_id: str) -> tuple[DiskImage, ...]:
+        """Make the set durable and say what it holds; reads all of it."""
+        ...
+
+    def verify(self, set_id: str, images: Iterable[DiskImage]) -> None:
+        """Raises `Damaged` that names the first disk which is not what it was."""
+        ...
+
+    def install(self, set_id: str, uuid: str, aside_id: str) -> None:
+        """Make the set's disks those of the machine; those that were there become the set `aside_id`.
+
+        Volumes that the set knows nothing of stay. Begun and interrupted, it is finished by calling it again, or undone
+        by `take_back`. Raises `Busy` when something holds a disk.
+        """
+        ...
+
+    def take_back(self, uuid: str, aside_id: str) -> None:
+        """Put back the disks that were put aside; what took their place is gone then. Absent is success."""
+        ...
+
+    def remove(self, set_id: str) -> None:
+        """Absent is success."""
+        ...
+
+    def allocated_bytes(self, set_id: str) -> int:
+        """What the set takes on disk, shared blocks included."""
+        ...
 
 
 class Pool(Protocol):
     """One place for layers and deltas. Names are digests and machine uuids: nothing else becomes a path."""
 
     name: str
+    sets: DiskSets
 
     def prepare(self) -> None:
         """Make the pool's own directories. Idempotent."""
