@@ -106,7 +106,8 @@ class Messages:
                 raise BrokenProtocol(f"a message of more than {MAX_PAYLOAD_BYTES} bytes")
         if len(buffer) < at + size_bytes:
             return None
-        payload = bytes(buffer[at : at + size_bytes])
+        with memoryview(buffer) as view:
+            payload = bytes(view[at : at + size_bytes])
         del buffer[: at + size_bytes]
         return _Frame(opcode, bool(first & _FINAL), payload)
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
-CHUNK_BYTES = 1 << 16
+# As much as anybody's pipe may hold (pipe(7)): a command that writes small pieces is then seldom made to wait.
+PIPE_BYTES = 1 << 20
+# What a unix socket takes at once: the rest of a longer message would be copied, and moved with each piece that goes.
+CHUNK_BYTES = 128 << 10
 
 
 async def copy_until(fd: int, sink: Callable[[bytes], Awaitable[None]], ended: asyncio.Future[int]) -> None:
@@ -66,6 +71,9 @@ def _wake(ready: asyncio.Future[None]) -> None:
 def pipe_for_child(*, child_writes: bool) -> tuple[int, int]:
     """(ours, the child's): ours does not block, neither is inherited by other programs."""
     read_fd, write_fd = os.pipe()
+    # Refused where a user's pipes hold too much already.
+    with suppress(OSError):
+        fcntl.fcntl(write_fd, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
     ours, theirs = (read_fd, write_fd) if child_writes else (write_fd, read_fd)
     os.set_blocking(ours, False)
     return ours, theirs
