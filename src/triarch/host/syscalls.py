@@ -26,6 +26,9 @@ _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_IDMAP = 0x00100000
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
+_SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
+_FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
+_FSCONFIG_SET_STRING, _FSCONFIG_CMD_CREATE = 1, 6
 
 _CAPABILITY_VERSION_3 = 0x20080522
 _PR_SET_PDEATHSIG = 1
@@ -71,10 +74,45 @@ def unshare(flags: int) -> None:
     _check(_libc.unshare(flags), "unshare")
 
 
+def enter_namespaces(fd: int, flags: int) -> None:
+    """setns(2): enter one namespace by its descriptor, or several of a process by its pidfd."""
+    _check(_libc.setns(fd, flags), "enter namespaces")
+
+
+def pivot_root(new_root: str) -> None:
+    """pivot_root(2): the mount at `new_root` becomes the root, and nothing of the old one is left."""
+    os.chdir(new_root)
+    _check(_libc.pivot_root(b".", b"."), f"make {new_root} the root")
+    unmount(".", MNT_DETACH)
+    os.chdir("/")
+
+
 def clone_tree(path: str) -> int:
     """open_tree(2) with OPEN_TREE_CLONE: a detached copy of the mount at `path`, close-on-exec."""
     flags = _OPEN_TREE_CLONE | os.O_CLOEXEC
     return _check(_libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(path), flags), f"open_tree {path}")
+
+
+def mount_detached(source: str, kind: str) -> int:
+    """fsopen(2), fsconfig(2), fsmount(2): the root of a mount that is nowhere in the tree, close-on-exec.
+
+    A device that is mounted already shows the same superblock once more.
+    """
+    context_fd = _check(_libc.syscall(_SYS_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC), f"open filesystem {kind}")
+    try:
+        what = f"mount {kind} {source}"
+        _check(
+            _libc.syscall(_SYS_FSCONFIG, context_fd, _FSCONFIG_SET_STRING, b"source", os.fsencode(source), 0), what
+        )
+        _check(_libc.syscall(_SYS_FSCONFIG, context_fd, _FSCONFIG_CMD_CREATE, None, None, 0), what)
+        mount_fd = _check(_libc.syscall(_SYS_FSMOUNT, context_fd, _FSMOUNT_CLOEXEC, 0), what)
+    finally:
+        os.close(context_fd)
+    try:
+        # The descriptor of the mount itself is a mere name (O_PATH): no ioctl takes it.
+        return os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount_fd)
+    finally:
+        os.close(mount_fd)
 
 
 def set_idmap(tree_fd: int, user_namespace_fd: int) -> None:
