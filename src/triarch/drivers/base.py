@@ -32,6 +32,7 @@ from triarch.model.driver import (
 )
 from triarch.model.instance import Instance
 from triarch.model.machine import Exit, Machine
+from triarch.model.snapshot import Consistency
 
 DriverFactory = Callable[[Instance], "Driver"]
 
@@ -167,18 +168,21 @@ class Files(Protocol):
 
 @runtime_checkable
 class Freezable(Protocol):
-    """Hold a running machine's filesystem still for as long as a clone of its delta takes."""
+    """Hold a running machine's filesystems still for as long as a clone of its disks takes."""
 
-    async def freeze(self, spec: MachineSpec) -> None:
-        """What was written is on the delta, and nothing is written until `thaw`. Idempotent.
+    async def freeze(self, spec: MachineSpec) -> Consistency:
+        """What was written is on the disks, and nothing is written until `thaw`; return what a copy made now is like.
 
-        A freeze that nobody ends, because the daemon died, ends by itself after `FREEZE_SECONDS`. Raises `TimedOut`
-        when the guest does not answer.
+        A freeze that nobody ends, because the daemon died, ends by itself after `FREEZE_SECONDS`; freezing again what is
+        frozen makes it last that long from now. A guest that does not answer is stopped instead (`Consistency.CRASH`).
         """
         ...
 
-    async def thaw(self, spec: MachineSpec) -> None:
-        """Not frozen is success."""
+    async def thaw(self, spec: MachineSpec) -> float | None:
+        """Let it write again; return the seconds for which it could not. Not frozen is success (None).
+
+        Raises `TimedOut` when the freeze had ended by itself: a copy that was made meanwhile is worth nothing.
+        """
         ...
 
 
@@ -186,15 +190,23 @@ FREEZE_SECONDS = 10.0
 
 
 @runtime_checkable
-class Checkpointing(Protocol):
-    """Put a running machine's memory into a file, and go on from there."""
+class CheckpointProbe(Protocol):
+    """Tell whether a machine's memory can be kept. A driver that never can says why, and has no more than this."""
 
     async def check_checkpoint(self, spec: MachineSpec) -> None:
         """Try whether it works here, for this machine. Raises `Unsupported` with the reason."""
         ...
 
+
+@runtime_checkable
+class Checkpointing(CheckpointProbe, Protocol):
+    """Put a running machine's memory into a file, and go on from there."""
+
     async def save(self, spec: MachineSpec, path: str) -> None:
-        """Write the state to `path` and leave the machine paused, its delta as the state knows it."""
+        """Write the state to the new file `path` and hold the machine still, its disks as the state knows them.
+
+        `thaw` lets it go on.
+        """
         ...
 
     async def load(self, spec: MachineSpec, path: str) -> None:

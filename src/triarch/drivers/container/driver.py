@@ -16,8 +16,10 @@ import msgspec
 
 from triarch.drivers.base import Stdio, capabilities_of
 from triarch.drivers.container.attached import converse
+from triarch.drivers.container.checkpoint import check_checkpoint
 from triarch.drivers.container.config import Paths, capabilities, make_config, small_files
 from triarch.drivers.container.exec import run_exec
+from triarch.drivers.container.freeze import Freezes
 from triarch.drivers.container.log import LogPump, RunLog
 from triarch.drivers.container.monitor import Attachment, conmon_command, resize_console
 from triarch.drivers.container.prerequisites import check_host, runtime_version
@@ -43,6 +45,7 @@ from triarch.model.driver import DriverInfo, ExecRequest, Kind, MachineSpec, Obs
 from triarch.model.instance import Instance
 from triarch.model.machine import Exit, Machine
 from triarch.model.network import BridgeLink, UserLink
+from triarch.model.snapshot import Consistency
 from triarch.model.state import Status
 from triarch.model.template import Init
 
@@ -69,6 +72,7 @@ class ContainerDriver:
         self._runs: dict[str, Run] = {}
         self._listeners: set[asyncio.Queue[Observation]] = set()
         self._starting = 0
+        self._freezes = Freezes()
 
     # ---- the nine methods
 
@@ -227,6 +231,15 @@ class ContainerDriver:
             raise WrongState(f"cannot measure machine '{spec.machine.name}': it does not run")
         used = cgroup.usage(spec.cgroup)
         return Usage(cpu_seconds=used.cpu_seconds, memory_bytes=used.memory_bytes, processes=used.processes)
+
+    async def freeze(self, spec: MachineSpec) -> Consistency:
+        return await self._freezes.freeze(spec)
+
+    async def thaw(self, spec: MachineSpec) -> float | None:
+        return await self._freezes.thaw(spec)
+
+    async def check_checkpoint(self, spec: MachineSpec) -> None:
+        await check_checkpoint(spec)
 
     # ---- runs
 

@@ -15,10 +15,10 @@ from typing import Any, ClassVar
 import msgspec
 
 from triarch import __version__
-from triarch.drivers.base import Stdio, capabilities_of
+from triarch.drivers.base import FREEZE_SECONDS, Stdio, capabilities_of
 from triarch.drivers.fake.host import KILLED, FakeHost, FakeMachine
 from triarch.drivers.fake.shell import Forever, Output, Plan, Program, Read, Shell, Sleep, plan
-from triarch.errors import Invalid, MachineFailed, TimedOut, WrongState
+from triarch.errors import Damaged, Invalid, MachineFailed, TimedOut, WrongState
 from triarch.model.driver import (
     Data,
     DriverInfo,
@@ -33,6 +33,7 @@ from triarch.model.driver import (
 )
 from triarch.model.instance import Instance
 from triarch.model.machine import Exit, Machine
+from triarch.model.snapshot import Consistency
 from triarch.model.state import Status
 from triarch.model.template import Init
 
@@ -163,6 +164,7 @@ class FakeDriver:
 
     async def exec(self, spec: MachineSpec, request: ExecRequest, stdio: Stdio) -> Exit:
         self._need_running(spec, "exec")
+        await self._until_thawed(spec)
         shell = Shell(
             environment=request.environment,
             pid=_new_pid(),
@@ -207,6 +209,43 @@ class FakeDriver:
         """All that a fake machine uses is its file."""
         machine = self._need_running(spec, "usage")
         return Usage(cpu_seconds=0.0, memory_bytes=len(msgspec.json.encode(machine)), processes=1)
+
+    async def freeze(self, spec: MachineSpec) -> Consistency:
+        machine = self.host.find(spec)
+        if machine is None or not machine.is_on:
+            raise WrongState(f"cannot freeze machine '{spec.machine.name}': it does not run")
+        self.host.save(spec, machine.frozen(FREEZE_SECONDS))
+        return Consistency.FROZEN
+
+    async def thaw(self, spec: MachineSpec) -> float | None:
+        machine = self.host.find(spec)
+        if machine is None or machine.frozen_at is None:
+            return None
+        self.host.save(spec, machine.thawed())
+        if not machine.is_frozen:
+            raise TimedOut(f"machine '{spec.machine.name}' was not held still for long enough")
+        return machine.frozen_seconds
+
+    async def check_checkpoint(self, spec: MachineSpec) -> None:
+        self._need_running(spec, "checkpoint")
+
+    async def save(self, spec: MachineSpec, path: str) -> None:
+        machine = self._need_running(spec, "save")
+        Path(path).write_bytes(msgspec.json.encode(machine))
+        self.host.save(spec, machine.frozen(FREEZE_SECONDS))
+
+    async def load(self, spec: MachineSpec, path: str) -> None:
+        try:
+            machine = msgspec.json.decode(Path(path).read_bytes(), type=FakeMachine)
+        except msgspec.MsgspecError as error:
+            raise Damaged(f"{path} holds no state of machine '{spec.machine.name}'") from error
+        await self._begin(spec, attached=False)
+        self.host.save(spec, msgspec.structs.replace(machine, uuid=spec.uuid, delta_path=spec.delta_path))
+
+    async def _until_thawed(self, spec: MachineSpec) -> None:
+        """What is frozen lets no command write."""
+        while (machine := self.host.find(spec)) is not None and machine.is_frozen:
+            await asyncio.sleep(POLL_SECONDS)
 
     def _need_running(self, spec: MachineSpec, verb: str) -> FakeMachine:
         machine = self.host.find(spec)

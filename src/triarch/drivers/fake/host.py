@@ -29,7 +29,8 @@ class FakeMachine(msgspec.Struct, frozen=True, kw_only=True):
     """What the fake host knows of a machine. `pid` is None until it was started.
 
     A run ends at `ends_at` (monotonic seconds; None: never by itself) with `planned`, or earlier with `exit`.
-    `on_terminate` is the exit code after a stop, None when it ignores one.
+    `on_terminate` is the exit code after a stop, None when it ignores one. Frozen at `frozen_at`, it is still until
+    `thaws_at` unless it is thawed before.
     """
 
     uuid: str
@@ -40,6 +41,8 @@ class FakeMachine(msgspec.Struct, frozen=True, kw_only=True):
     planned: Exit = Exit(code=0)
     on_terminate: int | None = 0
     paused_at: float | None = None
+    frozen_at: float | None = None
+    thaws_at: float = 0.0
     exit: Exit | None = None
     failed: bool = False
 
@@ -73,6 +76,24 @@ class FakeMachine(msgspec.Struct, frozen=True, kw_only=True):
         assert self.paused_at is not None
         ends_at = None if self.ends_at is None else self.ends_at + _now() - self.paused_at
         return msgspec.structs.replace(self, paused_at=None, ends_at=ends_at)
+
+    @property
+    def is_frozen(self) -> bool:
+        return self.frozen_at is not None and _now() < self.thaws_at
+
+    def frozen(self, limit_seconds: float) -> FakeMachine:
+        """Still for `limit_seconds` from now."""
+        now = _now()
+        frozen_at = self.frozen_at if self.is_frozen else now
+        return msgspec.structs.replace(self, frozen_at=frozen_at, thaws_at=now + limit_seconds)
+
+    def thawed(self) -> FakeMachine:
+        return msgspec.structs.replace(self, frozen_at=None)
+
+    @property
+    def frozen_seconds(self) -> float:
+        assert self.frozen_at is not None
+        return _now() - self.frozen_at
 
     def ended(self, how: Exit, *, failed: bool = False) -> FakeMachine:
         """The run ends with `how`, unless it had ended already."""
