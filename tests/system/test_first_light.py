@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
-import time
-from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
-from container_rig import skip_without_busybox
+from site_rig import Site
 
-from triarch.model.instance import Instance, instance_at
-from triarch.model.machine import MachineView
-from triarch.model.template import Template
 from triarch.testing.daemon_rig import triarch_argv
-from triarch.testing.leaks import leaks
 
 pytestmark = pytest.mark.slow
 
@@ -35,57 +27,6 @@ stat -c '%n %u:%g %a %h %F %s' /root/x /root/y /root/fifo /root/link /root/hole
 stat -c '%n %u:%g %a' /etc/passwd /var/lib/apt/lists /tmp /usr/bin/passwd
 ls /usr/share/doc; cat /root/x; ls -d /etc/motd 2>/dev/null || echo no motd
 """
-
-
-class Site:
-    """An instance that is driven through the command line alone."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.instance: Instance = instance_at(root)
-
-    def run(self, *arguments: str, check: bool = True) -> str:
-        done = subprocess.run(
-            triarch_argv("--root", str(self.root), *arguments),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=500,
-            check=False,
-        )
-        assert not check or done.returncode == 0, f"triarch {' '.join(arguments)}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    def machine(self, name: str) -> MachineView:
-        return msgspec.json.decode(self.run("info", name, "-o", "json"), type=MachineView)
-
-    def layer(self) -> tuple[Path, str]:
-        template = msgspec.json.decode(self.run("template", "info", "bookworm", "-o", "json"), type=Template)
-        return self.root / f"pool/layers/{template.layers[0].digest}.erofs", template.layers[0].digest
-
-    def check_disks(self, name: str) -> None:
-        """The stopped machine's delta is clean without any mending, and the template is what it was."""
-        delta = self.root / f"pool/deltas/{self.machine(name).uuid}.raw"
-        assert "needs_recovery" not in subprocess.check_output(["dumpe2fs", "-h", delta], text=True)
-        subprocess.run(["e2fsck", "-fn", delta], check=True, capture_output=True)
-        path, digest = self.layer()
-        assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
-
-    def until(self, name: str, script: str, expected: str, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while (said := self.run("exec", name, "--", "sh", "-c", script, check=False).strip()) != expected:
-            assert time.monotonic() < end, f"{script}: {said!r} is not {expected!r}"
-            time.sleep(0.5)
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    skip_without_busybox()
-    site = Site(tmp_path_factory.mktemp("light") / "root")
-    site.run("template", "build", "bookworm")
-    yield site
-    site.run("down")
-    assert leaks(site.instance) == ()
 
 
 def test_the_same_two_files_under_both_architectures(site: Site) -> None:
