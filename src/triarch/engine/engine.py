@@ -11,7 +11,7 @@ import msgspec
 
 from triarch.drivers.base import Console, DriverFactory, Exec, Metered, Stdio, capabilities_of
 from triarch.engine.architectures import Architectures
-from triarch.engine.down import Down
+from triarch.engine.down import Down, DownArguments
 from triarch.engine.events import EventBus
 from triarch.engine.journal import Journal
 from triarch.engine.lifecycle import Lifecycle
@@ -33,9 +33,11 @@ from triarch.engine.machine_procedures import (
     Switch,
 )
 from triarch.engine.operations import Operations
+from triarch.engine.policies import check_unprotected
 from triarch.engine.records import Kept, MachineRecords, ProfileRecords, TemplateRecords
 from triarch.engine.resolve import resolve
 from triarch.engine.services import Network, Services
+from triarch.engine.supervise import Supervisor
 from triarch.engine.template_procedures import BuildTree, DeleteTemplate, ImportTree, TemplateArguments
 from triarch.errors import Cancelled, Denied, Exists, InUse, Invalid, Unsupported, WrongState
 from triarch.model.command import check_command
@@ -93,14 +95,20 @@ class Engine:
             templates=TemplateRecords(store),
             profiles=ProfileRecords(store),
             report=self._operations.report,
+            need=self._need,
         )
-        self._lifecycle = Lifecycle(self._services, self._operations, journal)
+        self._supervisor = Supervisor(self._services, self._operations)
+        self._services.machines.heed = self._supervisor.heed
+        self._lifecycle = Lifecycle(self._services, self._operations, journal, self._supervisor)
         # Machines that are being made: name and index.
         self._reserved: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _hear(self, architecture: str, observation: Observation) -> None:
         self._lifecycle.hear(architecture, observation)
+
+    async def _need(self, machine: Machine) -> None:
+        await self._supervisor.need(machine)
 
     async def _released(self, target: str) -> None:
         await self._lifecycle.released(target)
@@ -124,9 +132,11 @@ class Engine:
         await self._services.profiles.load()
         await self._services.machines.load()
         await self._lifecycle.recover()
+        await self._supervisor.begin()
 
     async def close(self) -> None:
         """Let go: machines keep running, operations past their commit point stay in the journal."""
+        await self._supervisor.close()
         await self._operations.close()
         await self._services.architectures.close()
         await self._store.close()
@@ -146,6 +156,7 @@ class Engine:
             uuid=machine.uuid,
             state=machine.state,
             desired=machine.desired,
+            health=self._supervisor.health.health(machine.uuid),
             architecture=machine.architecture,
             template=machine.template,
             init=machine.init,
@@ -169,6 +180,8 @@ class Engine:
             depends_on=machine.depends_on,
             protected=machine.protected,
             ephemeral=machine.ephemeral,
+            restarts=machine.restarts,
+            next_start_at=self._supervisor.next_start_at(machine.uuid),
             last_exit=machine.last_exit,
             created_at=machine.created_at,
             started_at=machine.started_at,
@@ -265,6 +278,10 @@ class Engine:
         return self._operations.begin(Start(self._services, MachineArguments(machine=machine)))
 
     async def stop(self, name: str, request: StopMachine) -> Operation:
+        """Of a machine that waits for its next start, that start is called off."""
+        machine = self._services.machines.get(check_machine_name(name))
+        if self._supervisor.next_start_at(machine.uuid) is not None:
+            return self._operations.begin(Stop(self._services, MachineArguments(machine=machine)))
         return self._operations.begin(Stop(self._services, self._stop_arguments(name, Verb.STOP, request)))
 
     async def restart(self, name: str, request: StopMachine) -> Operation:
@@ -297,6 +314,7 @@ class Engine:
     async def delete(self, name: str, *, force: bool = False) -> Operation:
         """A running machine is deleted only with `force`, which kills it first."""
         machine = self._services.machines.get(check_machine_name(name))
+        check_unprotected(machine, "delete")
         if not force:
             self._checked(name, Verb.DELETE)
         return self._operations.begin(Delete(self._services, MachineArguments(machine=machine, force=force)))
@@ -429,9 +447,15 @@ class Engine:
 
     # -- the end
 
-    async def down(self) -> Operation:
-        """Stop every machine and remove what the instance has on the host; `down_finished` is set when that is done."""
-        return self._operations.begin(Down(self._services, self._operations, self.down_finished))
+    async def down(self, *, until_boot: bool = False) -> Operation:
+        """Stop every machine and remove what the instance has on the host; `down_finished` is set when that is done.
+
+        With `until_boot` those that ran are started again when the host has booted.
+        """
+        arguments = DownArguments(until_boot=until_boot)
+        return self._operations.begin(
+            Down(self._services, self._operations, self._supervisor, self.down_finished, arguments)
+        )
 
 
 async def open_engine(instance: Instance, factories: Mapping[str, DriverFactory] | None = None) -> Engine:

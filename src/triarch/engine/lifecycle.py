@@ -15,6 +15,7 @@ from triarch.engine.machine_procedures import Delete, MachineArguments, Settle
 from triarch.engine.operations import Operations
 from triarch.engine.registry import rebuild
 from triarch.engine.services import Services
+from triarch.engine.supervise import Supervisor
 from triarch.engine.template_procedures import remove_unused_layers
 from triarch.errors import Damaged, Error
 from triarch.model.driver import Observation
@@ -29,8 +30,11 @@ ENDED = (Status.STOPPED, Status.ABSENT)
 class Lifecycle:
     """Keeps records true to what drivers see. `hear` never blocks; what follows from it runs as operations."""
 
-    def __init__(self, services: Services, operations: Operations, journal: Journal) -> None:
+    def __init__(
+        self, services: Services, operations: Operations, journal: Journal, supervisor: Supervisor
+    ) -> None:
         self._services = services
+        self._supervisor = supervisor
         self._operations = operations
         self._journal = journal
         self._checks: set[asyncio.Task[None]] = set()
@@ -57,6 +61,8 @@ class Lifecycle:
             await self._recheck(machine)
         elif machine.ephemeral and machine.started_at is not None and machine.state in (State.STOPPED, State.FAILED):
             self._operations.begin(Delete(self._services, MachineArguments(machine=machine)))
+        else:
+            await self._supervisor.consider(machine)
 
     async def _recheck(self, machine: Machine, heard: Observation | None = None) -> None:
         """What was heard may speak of an earlier run: the host decides."""

@@ -58,8 +58,15 @@ class MachineActions:
         if machine is not None:
             await self.services.machines.put(msgspec.structs.replace(machine, **changes))
 
-    async def record_running(self) -> None:
-        await self.update(state=State.RUNNING, desired=State.RUNNING, started_at=datetime.now(UTC), last_exit=None)
+    async def record_running(self, restarts: int = 0) -> None:
+        await self.update(
+            state=State.RUNNING,
+            desired=State.RUNNING,
+            started_at=datetime.now(UTC),
+            running_resources=None,
+            last_exit=None,
+            restarts=restarts,
+        )
         self.publish("started", architecture=self.current.architecture)
 
     async def record_ended(self, observation: Observation | None, *, desired: State | None = None) -> None:
@@ -90,6 +97,9 @@ class MachineActions:
         await asyncio.to_thread(self.services.pool.check_delta, self.machine.uuid)
 
     # -- running
+
+    async def need_dependencies(self) -> None:
+        await self.services.need(self.current)
 
     async def prepare(self) -> None:
         """Everything that a start reads is there and whole: layers, guest pack, and a delta that a crash left."""

@@ -25,6 +25,8 @@ class MachineArguments(msgspec.Struct, frozen=True, kw_only=True):
     timeout_seconds: float = 60.0
     architecture: str = ""
     name: str = ""
+    restarts: int = 0
+    keep_desired: bool = False
 
 
 class MachineProcedure:
@@ -50,15 +52,19 @@ class MachineProcedure:
         raise NotImplementedError
 
 
-def start_steps(machine: MachineActions) -> tuple[Step, ...]:
+def start_steps(machine: MachineActions, restarts: int = 0) -> tuple[Step, ...]:
     async def back_to_stopped() -> None:
         await machine.update(state=State.STOPPED)
 
+    async def running() -> None:
+        await machine.record_running(restarts)
+
     return (
+        *((Step("dependencies", machine.need_dependencies),) if machine.machine.depends_on else ()),
         Step("prepare", machine.prepare),
         Step("network", machine.plug, machine.unplug),
         Step("boot", machine.boot, machine.end_run),
-        Step("running", machine.record_running, back_to_stopped, commits=True),
+        Step("running", running, back_to_stopped, commits=True),
     )
 
 
@@ -88,11 +94,14 @@ class Start(MachineProcedure):
     verb = "start"
 
     def steps(self) -> tuple[Step, ...]:
-        return start_steps(self.machine)
+        return start_steps(self.machine, self.arguments.restarts)
 
 
 class Stop(MachineProcedure):
-    """Asks the guest; with `force` it is killed when it does not end in time. Once asked, a crash finishes it."""
+    """Asks the guest; with `force` it is killed when it does not end in time. Once asked, a crash finishes it.
+
+    Of a machine that waits for its next start only the wish to run is taken. With `keep_desired` that wish stays.
+    """
 
     verb = "stop"
 
@@ -101,14 +110,17 @@ class Stop(MachineProcedure):
         self._observation: Observation | None = None
 
     def steps(self) -> tuple[Step, ...]:
-        return (
-            Step("ask", self._ask, self._still_wanted, commits=True),
-            Step("end", self._end),
-            Step("stopped", self._stopped),
-        )
+        ask = Step("ask", self._ask, self._still_wanted, commits=True)
+        if self.arguments.machine.state in (State.STOPPED, State.FAILED):
+            return (ask,)
+        return (ask, Step("end", self._end), Step("stopped", self._stopped))
 
     async def _ask(self) -> None:
-        await self.machine.update(desired=State.STOPPED)
+        await self.machine.update(desired=self._desired)
+
+    @property
+    def _desired(self) -> State:
+        return self.machine.current.desired if self.arguments.keep_desired else State.STOPPED
 
     async def _still_wanted(self) -> None:
         if self.machine.current.state is State.RUNNING:
@@ -133,7 +145,7 @@ class Stop(MachineProcedure):
         if observation is not None:
             # It was asked to end, so however it did is no failure.
             observation = msgspec.structs.replace(observation, failed=False)
-        await self.machine.record_ended(observation, desired=State.STOPPED)
+        await self.machine.record_ended(observation, desired=self._desired)
 
 
 class Kill(Stop):
@@ -159,7 +171,7 @@ class Restart(Stop):
 
     def steps(self) -> tuple[Step, ...]:
         stop = super().steps()
-        start = start_steps(self.machine)
+        start = start_steps(self.machine, self.arguments.restarts)
         return (*stop, *(Step(step.name, step.do, step.undo) for step in start))
 
 

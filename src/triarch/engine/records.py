@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 import msgspec
@@ -42,6 +42,8 @@ class MachineRecords:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._by_name: dict[str, Kept[Machine]] = {}
+        # Called with the uuid and the record after each write; None when it is gone.
+        self.heed: Callable[[str, Machine | None], None] = lambda uuid, machine: None
 
     async def load(self) -> None:
         for entry in await self._store.list("machines/"):
@@ -85,6 +87,7 @@ class MachineRecords:
             if kept.value.uuid == machine.uuid and name != machine.name:
                 del self._by_name[name]
         self._by_name[machine.name] = Kept(machine, revision)
+        self.heed(machine.uuid, machine)
 
     async def remove(self, machine: Machine) -> None:
         """Absent is success."""
@@ -92,6 +95,7 @@ class MachineRecords:
         kept = self._by_name.get(machine.name)
         if kept is not None and kept.value.uuid == machine.uuid:
             del self._by_name[machine.name]
+        self.heed(machine.uuid, None)
 
 
 class TemplateRecords:

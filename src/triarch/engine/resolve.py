@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from triarch.drivers.base import Driver
+from triarch.engine.policies import check_policies
 from triarch.engine.services import Services
 from triarch.engine.settings import materialize
 from triarch.errors import Exhausted, Invalid, MissingProgram, Unavailable, Unsupported
@@ -78,6 +79,7 @@ async def resolve(services: Services, request: CreateMachine, taken: Mapping[str
     )
     machine = materialize(machine, settings, template.environment)
     driver.validate(machine)
+    check_policies(services, machine)
     _check_network(services, machine)
     return machine
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import Protocol
@@ -21,6 +21,7 @@ from triarch.storage.base import Pool
 from triarch.store.base import Store
 
 Report = Callable[[str, Progress], None]
+Need = Callable[[Machine], Awaitable[None]]
 
 
 class Network(Protocol):
@@ -42,7 +43,11 @@ SUBNET_KEY = "network/nat"
 
 @dataclass(slots=True)
 class Services:
-    """The parts that an engine is made of. `subnet` is chosen once in an instance's life and kept in the store."""
+    """The parts that an engine is made of.
+
+    `need` returns when all runs that a machine depends on. `subnet` is chosen once in an instance's life and kept in
+    the store.
+    """
 
     instance: Instance
     store: Store
@@ -54,6 +59,7 @@ class Services:
     templates: TemplateRecords
     profiles: ProfileRecords
     report: Report
+    need: Need
     subnet: IPv4Network | None = None
     guest_pack: GuestPack | None = field(default=None)
 

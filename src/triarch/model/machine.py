@@ -34,12 +34,14 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     """The stored record of one machine.
 
     `index` is its slot in the instance, from 1, never shared by two machines: ids, address and interface names follow
-    from it. `desired` is what the operator last asked for. `ephemeral` machines are deleted when they stop.
+    from it. `desired` is what the operator last asked for, or stopped once a run has ended for good. `restarts` counts
+    the starts since then that nobody asked for. `ephemeral` machines are deleted when they stop.
 
     `profiles` and `own` are what people said; the fields from `environment` to `first_boot` are what follows from both
     (`engine.settings.materialize`), and all that a driver reads. `nics` are those of its devices of kind `nic`, by
     name.
-    `first_booted`: the first boot's work is done.
+    `running_resources` are the limits of the present run where they are not `resources`, which hold from the next start
+    on. `first_booted`: the first boot's work is done.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     labels: dict[str, str] = {}
     description: str = ""
     resources: Resources = Resources()
+    running_resources: Resources | None = None
     network: str = DEFAULT_NETWORK
     nic: Nic | None = None
     aliases: tuple[str, ...] = ()
@@ -74,6 +77,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     ids: IdRange
     state: State = State.STOPPED
     desired: State = State.STOPPED
+    restarts: int = 0
     last_exit: Exit | None = None
     ephemeral: bool = False
     created_at: datetime
@@ -100,6 +104,7 @@ class CreateMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class MachineView(msgspec.Struct, frozen=True, kw_only=True):
     """A machine as lists and `info` show it: the record, and the operation that is changing it now, if any.
 
+    `next_start_at` is there while a machine that ended waits for its next start.
     `health` is there while a machine with a health check runs. `own` and `origins` say what was set, and where.
     """
 
@@ -133,6 +138,8 @@ class MachineView(msgspec.Struct, frozen=True, kw_only=True):
     protected: bool = False
     ephemeral: bool
     snapshot_count: int = 0
+    restarts: int = 0
+    next_start_at: datetime | None = None
     last_exit: Exit | None
     created_at: datetime
     started_at: datetime | None
@@ -168,13 +175,27 @@ class SwitchMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class SetMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Body of set: settings to take over, and keys to forget, after which profiles count again.
+    """Body of set: keys to forget, after which profiles count again, and settings to take over.
 
-    `unset` takes `labels.role` too. `profiles` replaces the list of profiles where it is given. `check` changes
-    nothing.
+    `values` are settings as people write them (`memory`: `2G`, `label.role`: `web`), `unset` their keys. One key of a
+    group (`health.interval`) changes the group as it is with the profiles. `profiles` replaces the list of profiles
+    where it is given. `check` changes nothing.
     """
 
     settings: Settings = Settings()
+    values: dict[str, str] = {}
     unset: tuple[str, ...] = ()
     profiles: tuple[str, ...] | None = None
     check: bool = False
+
+
+class SettingChange(msgspec.Struct, frozen=True, kw_only=True):
+    """A setting of a machine before and after, as people write it; None where it is not set.
+
+    `live`: it holds at once and not only from the next start on.
+    """
+
+    key: str
+    old: str | None
+    new: str | None
+    live: bool

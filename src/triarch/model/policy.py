@@ -49,7 +49,7 @@ class HealthCheck(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class Health(StrEnum):
-    """What the checks say of a running machine; `starting` until the first good answer or the end of the grace."""
+    """What the checks say of a running machine; `starting` until the first good answer or enough bad ones."""
 
     STARTING = "starting"
     HEALTHY = "healthy"
