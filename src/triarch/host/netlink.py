@@ -11,22 +11,25 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from types import TracebackType
 
 from triarch.errors import Failed, Invalid
 from triarch.host.netlink_wire import ACKNOWLEDGE, DUMP, NEW, NetlinkSocket, attribute, attributes, translate
 
 _RTM_NEWLINK, _RTM_DELLINK, _RTM_GETLINK = 16, 17, 18
-_RTM_NEWADDR, _RTM_GETADDR = 20, 22
+_RTM_NEWADDR, _RTM_DELADDR, _RTM_GETADDR = 20, 21, 22
 _RTM_NEWROUTE, _RTM_GETROUTE = 24, 26
 
-_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 10, 18
+_IFLA_ADDRESS, _IFLA_IFNAME, _IFLA_LINK, _IFLA_MASTER, _IFLA_LINKINFO = 1, 3, 5, 10, 18
 _IFLA_NET_NS_FD, _IFLA_EXT_MASK = 28, 29
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _RTEXT_FILTER_SKIP_STATS = 1 << 3
 _VETH_INFO_PEER = 1
+_MACVLAN_INFO_MODE, _MACVLAN_MODE_BRIDGE = 1, 4
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_BROADCAST = 1, 2, 4
+# Nobody else can have it (the bridge lets nobody else send under it), so nobody need wait until that is found out.
+_IFA_F_NODAD = 0x02
 _RTA_DST, _RTA_GATEWAY = 1, 5
 _RT_TABLE_MAIN, _RTPROT_STATIC, _RTN_UNICAST = 254, 4, 1
 
@@ -123,6 +126,19 @@ class Netlink:
         body += attribute(_IFLA_LINKINFO, kind + data)
         self._change(_RTM_NEWLINK, NEW, body, f"create the veth pair '{name}' and '{peer_name}'")
 
+    def add_macvlan(self, name: str, parent_index: int, mac: str, netns_fd: int | None = None, *, tap: bool) -> None:
+        """Create a macvlan (with `tap` a macvtap, the kind for VMs) on an interface, still down.
+
+        With `netns_fd` it is made in that namespace. Machines on one parent reach each other, not the host itself.
+        """
+        mode = attribute(_IFLA_INFO_DATA, _u32(_MACVLAN_INFO_MODE, _MACVLAN_MODE_BRIDGE))
+        kind = attribute(_IFLA_INFO_KIND, b"macvtap" if tap else b"macvlan")
+        body = _link(0) + _name(name) + attribute(_IFLA_ADDRESS, _mac_bytes(mac)) + _u32(_IFLA_LINK, parent_index)
+        if netns_fd is not None:
+            body += _u32(_IFLA_NET_NS_FD, netns_fd)
+        body += attribute(_IFLA_LINKINFO, kind + mode)
+        self._change(_RTM_NEWLINK, NEW, body, f"create interface '{name}' on interface {parent_index}")
+
     def add_to_bridge(self, index: int, bridge_index: int) -> None:
         """Plug an interface into a bridge."""
         body = _link(index) + _u32(_IFLA_MASTER, bridge_index)
@@ -140,39 +156,56 @@ class Netlink:
 
     # -- addresses and routes
 
-    def add_address(self, index: int, interface: IPv4Interface) -> None:
-        """Give an interface an address with its prefix length and broadcast address."""
-        packed = interface.ip.packed
-        body = _ADDRESS.pack(socket.AF_INET, interface.network.prefixlen, 0, 0, index)
-        body += attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
-        if interface.network.prefixlen < 31:
+    def add_address(self, index: int, interface: IPv4Interface | IPv6Interface) -> None:
+        """Give an interface an address with its prefix length and, in IPv4, broadcast address."""
+        body = _address_body(index, interface)
+        if interface.version == 4 and interface.network.prefixlen < 31:
             body += attribute(_IFA_BROADCAST, interface.network.broadcast_address.packed)
         self._change(_RTM_NEWADDR, NEW, body, f"give interface {index} the address {interface}")
 
-    def add_default_route(self, gateway: IPv4Address) -> None:
+    def remove_address(self, index: int, interface: IPv4Interface | IPv6Interface) -> None:
+        self._change(_RTM_DELADDR, 0, _address_body(index, interface), f"take the address {interface}")
+
+    def add_default_route(self, gateway: IPv4Address | IPv6Address) -> None:
         """Route everything through `gateway`, which must be on a link that is up."""
-        body = _ROUTE.pack(socket.AF_INET, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, 0, _RTN_UNICAST, 0)
+        family = socket.AF_INET if gateway.version == 4 else socket.AF_INET6
+        body = _ROUTE.pack(family, 0, 0, 0, _RT_TABLE_MAIN, _RTPROT_STATIC, 0, _RTN_UNICAST, 0)
         body += attribute(_RTA_GATEWAY, gateway.packed)
         self._change(_RTM_NEWROUTE, NEW, body, f"add the default route through {gateway}")
 
     def addresses(self, index: int | None = None) -> tuple[IPv4Interface, ...]:
         """Every IPv4 address of the namespace, or of one interface."""
+        return tuple(IPv4Interface(found) for found in self._addresses(socket.AF_INET, _IFA_LOCAL, index))
+
+    def addresses6(self, index: int | None = None) -> tuple[IPv6Interface, ...]:
+        """Every IPv6 address that is not link-local, of the namespace or of one interface."""
+        every = (IPv6Interface(found) for found in self._addresses(socket.AF_INET6, _IFA_ADDRESS, index))
+        return tuple(found for found in every if not found.is_link_local)
+
+    def _addresses(self, family: int, kind: int, index: int | None) -> list[tuple[bytes, int]]:
         found = []
-        for reply in self._dump(_RTM_GETADDR, _ADDRESS.pack(socket.AF_INET, 0, 0, 0, 0), "list addresses"):
+        for reply in self._dump(_RTM_GETADDR, _ADDRESS.pack(family, 0, 0, 0, 0), "list addresses"):
             _, prefix, _, _, owner = _ADDRESS.unpack_from(reply)
-            local = dict(attributes(reply, _ADDRESS.size)).get(_IFA_LOCAL)
-            if local is not None and index in (None, owner):
-                found.append(IPv4Interface((local, prefix)))
-        return tuple(found)
+            value = dict(attributes(reply, _ADDRESS.size)).get(kind)
+            if value is not None and index in (None, owner):
+                found.append((value, prefix))
+        return found
 
     def routes(self) -> tuple[IPv4Network, ...]:
         """The destination of every IPv4 route in every table; a default route is `0.0.0.0/0`."""
+        return tuple(IPv4Network(found) for found in self._routes(socket.AF_INET, 4))
+
+    def routes6(self) -> tuple[IPv6Network, ...]:
+        """The same in IPv6. A default route that refuses (`unreachable default`) is none."""
+        return tuple(IPv6Network(found) for found in self._routes(socket.AF_INET6, 16))
+
+    def _routes(self, family: int, size: int) -> list[tuple[bytes, int]]:
         found = []
-        for reply in self._dump(_RTM_GETROUTE, _ROUTE.pack(socket.AF_INET, *(0,) * 8), "list routes"):
-            prefix = _ROUTE.unpack_from(reply)[1]
-            destination = dict(attributes(reply, _ROUTE.size)).get(_RTA_DST, bytes(4))
-            found.append(IPv4Network((destination, prefix)))
-        return tuple(found)
+        for reply in self._dump(_RTM_GETROUTE, _ROUTE.pack(family, *(0,) * 8), "list routes"):
+            _, prefix, _, _, _, _, _, kind, _ = _ROUTE.unpack_from(reply)
+            if prefix or kind == _RTN_UNICAST:
+                found.append((dict(attributes(reply, _ROUTE.size)).get(_RTA_DST, bytes(size)), prefix))
+        return found
 
     # -- messages
 
@@ -222,6 +255,13 @@ def enter_network_namespace(netns_fd: int) -> None:
     if libc.setns(netns_fd, _CLONE_NEWNET):
         error = OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         raise translate(error, "enter a network namespace") from error
+
+
+def _address_body(index: int, interface: IPv4Interface | IPv6Interface) -> bytes:
+    family, flags = (socket.AF_INET, 0) if interface.version == 4 else (socket.AF_INET6, _IFA_F_NODAD)
+    packed = interface.ip.packed
+    body = _ADDRESS.pack(family, interface.network.prefixlen, flags, 0, index)
+    return body + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed)
 
 
 def _u32(kind: int, value: int) -> bytes:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import struct
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
-from triarch.errors import Denied, Error, Failed, InUse, NotFound, Unsupported
+from triarch.errors import Denied, Error, Exists, Failed, InUse, NotFound, Unsupported
 from triarch.host.netlink import Netlink
 
 TAP_DEVICE = "/dev/net/tun"
@@ -44,6 +48,49 @@ def open_tap(name: str, bridge: str) -> int:
         except BaseException:
             os.close(fd)
             raise
+    return fd
+
+
+def open_macvtap(name: str, parent: str, mac: str) -> int:
+    """Create the macvtap `name` on the interface `parent`, raise it and return its descriptor (close-on-exec).
+
+    It stays when the descriptor is closed, so one that an earlier run left is replaced. Raises as `open_tap` does.
+    """
+    with Netlink() as netlink:
+        parent_index = netlink.index_of(parent)
+        if parent_index is None:
+            raise NotFound(f"there is no interface '{parent}' for interface '{name}'", interface=parent)
+        try:
+            netlink.add_macvlan(name, parent_index, mac, tap=True)
+        except Exists:
+            left_over = netlink.index_of(name)
+            if left_over is not None:
+                netlink.delete(left_over)
+            netlink.add_macvlan(name, parent_index, mac, tap=True)
+        index = netlink.index_of(name)
+        if index is None:
+            raise Failed(f"interface '{name}' is gone right after it was made", interface=name)
+        try:
+            netlink.set_up(index)
+            return _open_node(name, index)
+        except BaseException:
+            with suppress(Error):
+                netlink.delete(index)
+            raise
+
+
+def _open_node(name: str, index: int) -> int:
+    """Its character device, by a node of our own: /dev has one only where somebody makes them."""
+    try:
+        major, minor = Path(f"/sys/class/net/{name}/tap{index}/dev").read_text().split(":")
+        with tempfile.TemporaryDirectory(prefix="triarch-tap-") as directory:
+            node = f"{directory}/tap"
+            os.mknod(node, stat.S_IFCHR | 0o600, os.makedev(int(major), int(minor)))
+            fd = os.open(node, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
+        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR))
+    except OSError as error:
+        kind = _ERRORS.get(error.errno or 0, Failed)
+        raise kind(f"cannot open interface '{name}': {(error.strerror or '').lower()}", interface=name) from error
     return fd
 
 

@@ -9,6 +9,8 @@ from triarch.errors import Invalid
 MACHINE_NAME_PATTERN = r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$"
 TEMPLATE_NAME_PATTERN = r"^[a-z]([a-z0-9.-]{0,61}[a-z0-9])?$"
 
+MAX_NETWORK_NAME = 32
+
 _MACHINE = re.compile(MACHINE_NAME_PATTERN[:-1] + r"\Z")
 _TEMPLATE = re.compile(TEMPLATE_NAME_PATTERN[:-1] + r"\Z")
 
@@ -31,4 +33,12 @@ def check_template_name(name: str) -> str:
     """Return `name`, or raise `Invalid` that states the rule."""
     if not _TEMPLATE.match(name) or ".." in name:
         raise Invalid(f"illegal template name {name[:80]!r}: it needs {TEMPLATE_NAME_RULE}", name=name[:80])
+    return name
+
+
+def check_network_name(name: str) -> str:
+    """Return `name`, or raise `Invalid` that states the rule: as for machines, and at most 32 characters."""
+    if not _MACHINE.match(name) or len(name) > MAX_NETWORK_NAME:
+        rule = MACHINE_NAME_RULE.replace("63", str(MAX_NETWORK_NAME))
+        raise Invalid(f"illegal network name {name[:80]!r}: it needs {rule}", name=name[:80])
     return name

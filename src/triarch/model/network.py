@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Annotated
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
 _OCTET = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
@@ -16,6 +17,12 @@ IPv4Text = Annotated[str, msgspec.Meta(pattern=IPV4_PATTERN)]
 IPv6Text = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f:]{2,39}$(?!\n)")]
 CidrText = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f.:]{2,39}/\d{1,3}$(?!\n)")]
 
+
+# Inside other patterns: a machine's name, and a label with or without its value.
+_NAME = r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$(?!\n)"
+_LABEL = r"[a-z0-9][a-z0-9._/-]{0,62}(=[^\x00-\x1f\x7f]{0,255})?"
+PEER_PATTERN = rf"^([0-9a-f.:]{{2,39}}/\d{{1,3}}|machine:[a-z][a-z0-9-]{{0,62}}|label:{_LABEL})$(?!\n)"
+InterfaceName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.@-]{1,15}$(?!\n)")]
 
 DEFAULT_NETWORK = "nat"
 USER_NETWORK = "user"
@@ -53,9 +60,9 @@ class AclRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     direction: Direction
     allow: bool
-    machine: str | None = None
-    label: str | None = None
-    peer: str | None = None
+    machine: Annotated[str, msgspec.Meta(pattern=_NAME)] | None = None
+    label: Annotated[str, msgspec.Meta(pattern=rf"^{_LABEL}$(?!\n)")] | None = None
+    peer: Annotated[str, msgspec.Meta(pattern=PEER_PATTERN)] | None = None
     protocol: Protocol | None = None
     ports: tuple[Port, ...] = ()
 
@@ -65,8 +72,9 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
 
     `index` names its interfaces, from 1; the built-in network `nat` has 0. `ipv4` and `ipv6` are its subnets; the first
     address of each is the host's own. A `bridge` is plugged into the host's interface `parent`, a `macvlan` stands
-    on it; on both, addresses come from outside unless `ipv4` says which are ours to give. Machines of a network reach
-    each other; `dns` answers for their names and aliases, `dhcp` gives those that ask the addresses that are theirs.
+    on it; on both, addresses come from outside unless `ipv4` says which are ours to give, and `gateway` and
+    `nameserver` are those of the world there. Machines of a network reach each other; `dns` answers for their names and
+    aliases, `dhcp` gives those that ask the addresses that are theirs (both on `nat` and `isolated` only).
     """
 
     name: str
@@ -74,13 +82,67 @@ class Network(msgspec.Struct, frozen=True, kw_only=True):
     kind: NetworkKind
     ipv4: CidrText | None = None
     ipv6: CidrText | None = None
-    parent: str | None = None
+    parent: InterfaceName | None = None
+    gateway: IPv4Text | None = None
+    nameserver: IPv4Text | None = None
     dhcp: bool = True
     dns: bool = True
     acl: tuple[AclRule, ...] = ()
     description: str = ""
     labels: dict[str, str] = {}
     created_at: datetime
+
+    @property
+    def served(self) -> bool:
+        """The host itself is on it: its gateway, name server and source of addresses."""
+        return self.kind in (NetworkKind.NAT, NetworkKind.ISOLATED)
+
+
+class CreateNetwork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of create. Subnets that are None are chosen free of the host's own on `nat` and `isolated`.
+
+    `ipv6` may be `none` there. `force` takes a `parent` that has addresses of its own, which a bridge port cannot use.
+    """
+
+    name: str
+    kind: NetworkKind = NetworkKind.NAT
+    ipv4: CidrText | None = None
+    ipv6: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f:]{2,39}/\d{1,3}|none)$(?!\n)")] | None = None
+    parent: InterfaceName | None = None
+    gateway: IPv4Text | None = None
+    nameserver: IPv4Text | None = None
+    dhcp: bool = True
+    dns: bool = True
+    acl: tuple[AclRule, ...] = ()
+    description: Annotated[str, msgspec.Meta(max_length=1000)] = ""
+    labels: dict[str, str] = {}
+    force: bool = False
+
+
+class EditNetwork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Body of edit: what is not given stays. All of it is live. Kind, subnets and parent are a network's own."""
+
+    gateway: IPv4Text | UnsetType | None = UNSET
+    nameserver: IPv4Text | UnsetType | None = UNSET
+    dhcp: bool | UnsetType = UNSET
+    dns: bool | UnsetType = UNSET
+    acl: tuple[AclRule, ...] | UnsetType = UNSET
+    description: Annotated[str, msgspec.Meta(max_length=1000)] | UnsetType = UNSET
+    labels: dict[str, str] | UnsetType = UNSET
+
+
+class AddAclRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of `acl add`: at `position` (from 1), or at the end."""
+
+    rule: AclRule
+    position: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+class NetworkView(Network, frozen=True, kw_only=True):
+    """A network as lists and `info` show it; `machines` are the names of those that have a card on it."""
+
+    machines: tuple[str, ...] = ()
+    operation: str | None = None
 
 
 class Nic(msgspec.Struct, frozen=True, kw_only=True):
