@@ -100,9 +100,12 @@ class Client:
     def doctor(self) -> tuple[Check, ...]:
         return self._get("/1/doctor", tuple[Check, ...])
 
-    def down(self) -> Operation:
-        """Stop every machine and clear the host; the daemon ends when the operation has succeeded."""
-        return self._change("POST", "/1/down")
+    def down(self, *, until_boot: bool = False) -> Operation:
+        """Stop every machine and clear the host; the daemon ends when the operation has succeeded.
+
+        With `until_boot` the machines that ran are started again when the host has booted.
+        """
+        return self._change("POST", f"/1/down?until_boot={_flag(until_boot)}")
 
     def wait_closed(self) -> None:
         """Return when the daemon has closed the connection, as it does when it ends."""
@@ -115,6 +118,11 @@ class Client:
 
     def machine(self, name: str) -> MachineView:
         return self._get(_machine(name), MachineView)
+
+    def wait_machine(self, name: str, *words: str, wait_seconds: float = WAIT_SECONDS) -> MachineView:
+        """The machine once its state or its health is one of `words`, or as it is after `wait_seconds`."""
+        query = "&".join(f"until={quote(word, safe='')}" for word in words)
+        return self._get(f"{_machine(name)}/wait?{query}&wait_seconds={wait_seconds}", MachineView, wait_seconds)
 
     def create(self, request: CreateMachine) -> Operation:
         return self._change("POST", "/1/machines", request)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -38,7 +38,10 @@ from triarch.engine.records import Kept, MachineRecords, ProfileRecords, Templat
 from triarch.engine.resolve import resolve
 from triarch.engine.services import Network, Services
 from triarch.engine.supervise import Supervisor
+from triarch.engine.snapshot_records import SnapshotRecords
+from triarch.engine.snapshots import Snapshots
 from triarch.engine.template_procedures import BuildTree, DeleteTemplate, ImportTree, TemplateArguments
+from triarch.engine.waiting import wait_until
 from triarch.errors import Cancelled, Denied, Exists, InUse, Invalid, Unsupported, WrongState
 from triarch.model.command import check_command
 from triarch.model.driver import Architecture, ExecRequest, Observation, Resize, Usage
@@ -94,12 +97,14 @@ class Engine:
             machines=MachineRecords(store),
             templates=TemplateRecords(store),
             profiles=ProfileRecords(store),
+            snapshots=SnapshotRecords(store),
             report=self._operations.report,
             need=self._need,
         )
         self._supervisor = Supervisor(self._services, self._operations)
         self._services.machines.heed = self._supervisor.heed
         self._lifecycle = Lifecycle(self._services, self._operations, journal, self._supervisor)
+        self.snapshots = Snapshots(self._services, self._operations)
         # Machines that are being made: name and index.
         self._reserved: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -130,6 +135,7 @@ class Engine:
         await self._services.load_subnet()
         await self._services.templates.load()
         await self._services.profiles.load()
+        await self._services.snapshots.load()
         await self._services.machines.load()
         await self._lifecycle.recover()
         await self._supervisor.begin()
@@ -148,6 +154,11 @@ class Engine:
 
     def machine(self, name: str) -> MachineView:
         return self._view(self._services.machines.kept(name))
+
+    async def wait_machine(self, name: str, words: Collection[str], timeout_seconds: float) -> MachineView:
+        """The machine once its state or its health is one of `words`, or as it is after the timeout."""
+        check_machine_name(name)
+        return await wait_until(self._events, lambda: self.machine(name), words, timeout_seconds)
 
     def _view(self, kept: Kept[Machine]) -> MachineView:
         machine = kept.value
@@ -172,6 +183,7 @@ class Engine:
             devices=machine.devices,
             command=machine.command,
             labels=machine.labels,
+            snapshot_count=self._services.snapshots.count(machine.uuid),
             description=machine.description,
             profiles=machine.profiles,
             own=machine.own,

@@ -43,9 +43,9 @@ async def doctor(engine: Engine) -> tuple[Check, ...]:
     responses=problems(409),
     response_headers=LOCATION,
 )
-async def down(engine: Engine) -> Response[Operation]:
-    """Stop every machine, clear the host, end the daemon."""
-    return accepted(await engine.down())
+async def down(engine: Engine, until_boot: bool = False) -> Response[Operation]:
+    """Stop every machine, clear the host, end the daemon; with `until_boot` they start again at the host's boot."""
+    return accepted(await engine.down(until_boot=until_boot))
 
 
 HANDLERS = (server_info, architectures, doctor, down)

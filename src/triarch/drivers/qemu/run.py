@@ -154,9 +154,9 @@ class Run:
             case _ if record.init is Init.APP:
                 return _failed(record, f"the guest ended without an exit code; it said last: {last_line}")
             case cause if cause == _GUEST_RESET:
-                return _ended(record, Exit(code=0, reason="the guest asked to restart"))
+                return _ended(record, Exit(code=0, reason="rebooted"))
             case cause if cause == _GUEST_SHUTDOWN:
-                return _ended(record, Exit(code=0, reason="the guest powered off"))
+                return _ended(record, Exit(code=0, reason="powered off"))
             case cause:
                 return _failed(record, f"QEMU was told to end by something else (cause {cause})")
 
