@@ -93,6 +93,11 @@ class MachineActions:
         await asyncio.to_thread(self.services.pool.remove_delta, self.machine.uuid)
         shutil.rmtree(self.services.instance.machine_state_dir(self.machine.uuid), ignore_errors=True)
 
+    async def remove_snapshots(self) -> None:
+        for snapshot in self.services.snapshots.of(self.machine.uuid):
+            await self.services.snapshots.remove(snapshot)
+            await asyncio.to_thread(self.services.pool.sets.remove, snapshot.id)
+
     async def check_delta(self) -> None:
         await asyncio.to_thread(self.services.pool.check_delta, self.machine.uuid)
 

@@ -204,6 +204,7 @@ class Delete(MachineProcedure):
     def steps(self) -> tuple[Step, ...]:
         return (
             Step("end", self._end, commits=True),
+            Step("snapshots", self.machine.remove_snapshots),
             Step("delta", self.machine.remove_delta),
             Step("forget", self._forget),
         )

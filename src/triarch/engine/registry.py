@@ -10,11 +10,12 @@ from triarch.engine.journal import JournalRecord
 from triarch.engine.machine_procedures import MACHINE_PROCEDURES
 from triarch.engine.procedure import Procedure
 from triarch.engine.services import Services
+from triarch.engine.snapshot_procedures import SNAPSHOT_PROCEDURES
 from triarch.engine.template_procedures import TEMPLATE_PROCEDURES
 from triarch.errors import Damaged
 
 # Each class has a constructor (services, arguments) and names the struct of its arguments.
-_ALL: tuple[Any, ...] = (*MACHINE_PROCEDURES, *TEMPLATE_PROCEDURES)
+_ALL: tuple[Any, ...] = (*MACHINE_PROCEDURES, *TEMPLATE_PROCEDURES, *SNAPSHOT_PROCEDURES)
 PROCEDURES: dict[str, Any] = {procedure.verb: procedure for procedure in _ALL}
 
 

@@ -11,6 +11,7 @@ from triarch.drivers.base import Driver
 from triarch.engine.architectures import Architectures
 from triarch.engine.events import EventBus
 from triarch.engine.records import MachineRecords, ProfileRecords, TemplateRecords
+from triarch.engine.snapshot_records import SnapshotRecords
 from triarch.model.driver import GuestPack, LayerFile, MachineSpec
 from triarch.model.instance import Instance
 from triarch.model.machine import Machine
@@ -58,6 +59,7 @@ class Services:
     machines: MachineRecords
     templates: TemplateRecords
     profiles: ProfileRecords
+    snapshots: SnapshotRecords
     report: Report
     need: Need
     subnet: IPv4Network | None = None

@@ -22,16 +22,23 @@ def copy_sparse(source_fd: int, target_fd: int) -> None:
 
     Raises `OSError`; the target is then of no use.
     """
-    try:
-        fcntl.ioctl(target_fd, FICLONE, source_fd)
+    if share_blocks(source_fd, target_fd):
         return
-    except OSError as error:
-        if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS):
-            raise
     size_bytes = os.fstat(source_fd).st_size
     os.ftruncate(target_fd, size_bytes)
     for start, end in data_ranges(source_fd, size_bytes):
         _copy_range(source_fd, target_fd, start, end)
+
+
+def share_blocks(source_fd: int, target_fd: int) -> bool:
+    """Make the empty file `target_fd` equal to `source_fd` by reflink (ioctl_ficlone); False where that cannot be."""
+    try:
+        fcntl.ioctl(target_fd, FICLONE, source_fd)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS):
+            raise
+        return False
+    return True
 
 
 def data_ranges(fd: int, size_bytes: int) -> Iterator[tuple[int, int]]:

@@ -41,7 +41,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     (`engine.settings.materialize`), and all that a driver reads. `nics` are those of its devices of kind `nic`, by
     name.
     `running_resources` are the limits of the present run where they are not `resources`, which hold from the next start
-    on. `first_booted`: the first boot's work is done.
+    on. `first_booted`: the first boot's work is done. `restored` names the restore that brought its disks, if any did.
     """
 
     name: str
@@ -74,6 +74,7 @@ class Machine(msgspec.Struct, frozen=True, kw_only=True):
     snapshots: SnapshotSchedule | None = None
     first_boot: FirstBoot | None = None
     first_booted: bool = False
+    restored: str = ""
     ids: IdRange
     state: State = State.STOPPED
     desired: State = State.STOPPED

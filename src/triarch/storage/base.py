@@ -48,7 +48,8 @@ class DiskSets(Protocol):
     def capture(self, uuid: str, set_id: str) -> None:
         """Clone a machine's disks, whose content the caller holds still, as fast as can be: not durable yet.
 
-        An existing set is success. Raises `Exhausted`, leaving nothing.
+        They join what the caller put into a set that it began. An existing set is success. Raises `Exhausted`, leaving
+        nothing.
         """
         ...
 

@@ -5,6 +5,7 @@ A set that is being made or removed has a name that starts with a dot and is swe
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -13,7 +14,13 @@ from pathlib import Path
 
 from triarch.errors import Damaged, Exists, Invalid, NotFound
 from triarch.host.ext4 import check_filesystem
-from triarch.host.files import copy_sparse, full_disk_is_exhausted, sync_directory
+from triarch.host.files import (
+    copy_sparse,
+    free_space_bytes,
+    full_disk_is_exhausted,
+    share_blocks,
+    sync_directory,
+)
 from triarch.host.locks import lock_file
 from triarch.host.sparse import content_digest
 from triarch.model.snapshot import DELTA, DiskImage
@@ -84,7 +91,9 @@ class DirectorySets:
     def _make(self, set_id: str, sources: dict[str, Path]) -> None:
         if self.path(set_id).exists():
             return
-        draft = self.begin(set_id)
+        draft = self._draft(set_id)
+        if not draft.is_dir():
+            self.begin(set_id)
         try:
             with full_disk_is_exhausted("a copy of the machine's disks", self._root):
                 for disk, source in sources.items():
@@ -190,4 +199,9 @@ def _clone(source: Path, target: Path) -> None:
     """Not durable yet: whoever waits for the clone holds a machine still meanwhile."""
     with source.open("rb") as original, target.open("xb") as clone:
         os.fchmod(clone.fileno(), 0o600)
+        if share_blocks(original.fileno(), clone.fileno()):
+            return
+        if source.stat().st_blocks * 512 > free_space_bytes(target.parent):
+            # Known before: the disk need not be filled to the last byte under all the others to find out.
+            raise OSError(errno.ENOSPC, "the disk has not the room")
         copy_sparse(original.fileno(), clone.fileno())
