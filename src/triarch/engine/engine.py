@@ -37,10 +37,11 @@ from triarch.engine.policies import check_unprotected
 from triarch.engine.records import Kept, MachineRecords, ProfileRecords, TemplateRecords
 from triarch.engine.resolve import resolve
 from triarch.engine.services import Network, Services
-from triarch.engine.supervise import Supervisor
 from triarch.engine.snapshot_records import SnapshotRecords
 from triarch.engine.snapshots import Snapshots
+from triarch.engine.supervise import Supervisor
 from triarch.engine.template_procedures import BuildTree, DeleteTemplate, ImportTree, TemplateArguments
+from triarch.engine.trees import Trees
 from triarch.engine.waiting import wait_until
 from triarch.errors import Cancelled, Denied, Exists, InUse, Invalid, Unsupported, WrongState
 from triarch.model.command import check_command
@@ -99,6 +100,7 @@ class Engine:
             profiles=ProfileRecords(store),
             snapshots=SnapshotRecords(store),
             report=self._operations.report,
+            trees=Trees(instance),
             need=self._need,
         )
         self._supervisor = Supervisor(self._services, self._operations)
@@ -144,6 +146,7 @@ class Engine:
         """Let go: machines keep running, operations past their commit point stay in the journal."""
         await self._supervisor.close()
         await self._operations.close()
+        await self._services.trees.close()
         await self._services.architectures.close()
         await self._store.close()
 

@@ -12,6 +12,7 @@ from triarch.engine.architectures import Architectures
 from triarch.engine.events import EventBus
 from triarch.engine.records import MachineRecords, ProfileRecords, TemplateRecords
 from triarch.engine.snapshot_records import SnapshotRecords
+from triarch.engine.trees import Trees
 from triarch.model.driver import GuestPack, LayerFile, MachineSpec
 from triarch.model.instance import Instance
 from triarch.model.machine import Machine
@@ -61,6 +62,7 @@ class Services:
     profiles: ProfileRecords
     snapshots: SnapshotRecords
     report: Report
+    trees: Trees
     need: Need
     subnet: IPv4Network | None = None
     guest_pack: GuestPack | None = field(default=None)

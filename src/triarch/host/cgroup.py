@@ -110,6 +110,24 @@ def delegate(path: str, uid: int) -> None:
         os.chown(target, uid, uid)
 
 
+def enter(path: str) -> None:
+    """Move this process into the group, in every tree where it exists. Raises `Unavailable` where it exists in none."""
+    trees = cgroup_trees()
+    groups = [group for root in trees.roots if (group := root / path.lstrip("/")).is_dir()]
+    if not groups:
+        raise Unavailable(f"there is no control group {path}")
+    for group in groups:
+        (_leaf(group) if trees.version == 2 else group).joinpath("cgroup.procs").write_text("0")
+
+
+def _leaf(group: Path) -> Path:
+    """A group of version 2 that hands controllers on may have no processes: then a group of our own below it may."""
+    while (group / "cgroup.subtree_control").read_text().strip():
+        group = group / "triarch-visit"
+        group.mkdir(exist_ok=True)
+    return group
+
+
 def pids_in(path: str) -> frozenset[int]:
     """Every process in the group and below, as the host numbers them."""
     found: set[int] = set()

@@ -5,7 +5,7 @@ server greets with HELLO and then answers requests one after the other, in their
 
     STAT flags path              ENTRY
     LIST path                    ENTRY of everything in a directory, DONE
-    GET flags offset path        ENTRY, then for files DATA… FINISH, of the object and with RECURSIVE of all below it, DONE
+    GET flags offset path        ENTRY and for a file DATA… FINISH, of it and, if RECURSIVE, of all below it; DONE
     HASH length path             FINISH with the SHA-256 of the file's first `length` bytes
     REMOVE flags path            DONE
     ENTRY, DATA…, FINISH size    nothing: a file appears whole with FINISH, everything else with its ENTRY
@@ -14,9 +14,9 @@ server greets with HELLO and then answers requests one after the other, in their
 Instead of an answer, or among ENTRYs that do arrive, ERROR tells what did not work (GET, LIST and REMOVE still end with
 DONE). What goes wrong with an object that is written is told some time before the next SYNC is answered.
 
-Paths in requests are absolute. Those in answers to GET are relative to the object that was asked for, which is "" itself;
-a hard link's target is the path of an earlier entry. GET follows no link below the object. NO_DATA leaves the content
-out, SUM puts the content's SHA-256 into FINISH.
+Paths in requests are absolute. Those in answers to GET are relative to the object that was asked for, which is ""
+itself; a hard link's target is the path of an earlier entry. GET follows no link below the object. NO_DATA leaves the
+content out, SUM puts the content's SHA-256 into FINISH.
 
 An ENTRY with a `tag` is written to the file `.triarch-TAG.partial` beside its place, which a broken connection leaves
 there and `offset` goes on with. A directory that exists is left as it is; with TIMES_ONLY just its time is set.

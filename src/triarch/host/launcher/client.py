@@ -14,7 +14,18 @@ from contextlib import suppress
 import msgspec
 
 from triarch.errors import Busy, Damaged, Error, Exhausted, MachineFailed, TimedOut, Unavailable
-from triarch.host.launcher.protocol import MAX_MESSAGE_BYTES, Cancel, Launch, Launched, Place, Probe, Refused, Reply
+from triarch.host.launcher.protocol import (
+    MAX_MESSAGE_BYTES,
+    Cancel,
+    Join,
+    Launch,
+    Launched,
+    Place,
+    Probe,
+    Refused,
+    Reply,
+    Visit,
+)
 from triarch.host.launcher.protocol import place_in as place_in
 from triarch.host.process import program_environment
 
@@ -56,6 +67,17 @@ class Launcher:
         """Return when this host can assemble a machine. Raises as `launch`."""
         await self._call(request)
 
+    async def visit(self, request: Visit, program_fd: int, stdio_fd: int) -> None:
+        """Run a program in a tree and return when it has ended and its mounts are gone. Raises as `launch`.
+
+        Cancelling this call ends the program. The caller closes its own descriptors.
+        """
+        await self._exchange(request, (program_fd, stdio_fd))
+
+    async def join(self, request: Join, program_fd: int, stdio_fd: int, pidfd: int) -> None:
+        """Run a program among a container's files, as `visit` does."""
+        await self._exchange(request, (program_fd, stdio_fd, pidfd))
+
     async def settle(self) -> None:
         """Return when no launch of an earlier daemon is still under way. Raises `TimedOut`."""
         if self._connection is not None:
@@ -85,18 +107,21 @@ class Launcher:
 
     async def _call(self, request: Launch | Probe) -> Reply:
         async with self._slots:
-            number = next(self._numbers)
-            request = msgspec.structs.replace(request, id=number)
-            future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-            self._waiting[number] = future
-            try:
-                await self._send(request)
-                reply = await asyncio.shield(future)
-            except asyncio.CancelledError:
-                await self._give_up(number, future)
-                raise
-            finally:
-                self._waiting.pop(number, None)
+            return await self._exchange(request)
+
+    async def _exchange(self, request: Launch | Probe | Visit | Join, fds: tuple[int, ...] = ()) -> Reply:
+        number = next(self._numbers)
+        request = msgspec.structs.replace(request, id=number)
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = future
+        try:
+            await self._send(request, fds)
+            reply = await asyncio.shield(future)
+        except asyncio.CancelledError:
+            await self._give_up(number, future)
+            raise
+        finally:
+            self._waiting.pop(number, None)
         if isinstance(reply, Refused):
             kind = _CLASSES.get(reply.code or "", MachineFailed)
             raise kind(f"cannot {reply.step}: {reply.message}", step=reply.step)
@@ -109,11 +134,15 @@ class Launcher:
         with suppress(Error):
             await future
 
-    async def _send(self, request: Launch | Probe | Cancel) -> None:
+    async def _send(self, request: Launch | Probe | Visit | Join | Cancel, fds: tuple[int, ...] = ()) -> None:
         async with self._sending:
             connection = self._connection or self._connect()
+            message = msgspec.json.encode(request)
             try:
-                await asyncio.get_running_loop().sock_sendall(connection, msgspec.json.encode(request))
+                if fds:
+                    await _send_with(connection, message, fds)
+                else:
+                    await asyncio.get_running_loop().sock_sendall(connection, message)
             except OSError as error:
                 self._disconnect("the launcher ended")
                 raise Unavailable("the launcher ended", hint="try again") from error
@@ -155,3 +184,13 @@ class Launcher:
         for future in self._waiting.values():
             if not future.done():
                 future.set_exception(Unavailable(reason, hint="try again"))
+
+
+async def _send_with(connection: socket.socket, message: bytes, fds: tuple[int, ...]) -> None:
+    while True:
+        try:
+            socket.send_fds(connection, [message], fds)
+            return
+        except BlockingIOError:
+            # Packets are small and taken at once: this hardly ever waits.
+            await asyncio.sleep(_POLL_SECONDS)

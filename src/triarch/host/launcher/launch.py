@@ -22,11 +22,13 @@ from triarch.host.launcher.protocol import (
     CREATE_STEP,
     MONITOR_ERRORS,
     Interface,
+    Join,
     Launch,
     Launched,
     LayerSource,
     Place,
     Probe,
+    Visit,
 )
 from triarch.host.locks import lock_file
 from triarch.host.loop import attach_loop, loop_path
@@ -47,7 +49,7 @@ from triarch.host.syscalls import (
 
 _INTERFACE = "eth0"
 _LOOPBACK_INDEX = 1
-_EXT4_OPTIONS = "discard,noinit_itable,errors=remount-ro"
+EXT4_OPTIONS = "discard,noinit_itable,errors=remount-ro"
 # Every flush waits for the disk below, at the mount and at its end; only a power cut can tell the difference (ext4(5)).
 _WITHOUT_FLUSHES = ",nobarrier"
 # A delta then holds nothing that another kernel, or the rebase of a template, could not read.
@@ -70,8 +72,8 @@ class Steps:
 def launch(request: Launch, place: Place, steps: Steps) -> Launched:
     """Do it all; the container waits at its start fifo afterwards. Raises `Error` or `OSError`; `steps` says where."""
     layers = tuple(f"{place.layers}/{layer.digest}" for layer in request.layers)
-    options = _EXT4_OPTIONS if request.durable else _EXT4_OPTIONS + _WITHOUT_FLUSHES
-    namespaces = _assemble(request.delta_path, options, layers, request.id_base, request.id_count, place, steps)
+    options = EXT4_OPTIONS if request.durable else EXT4_OPTIONS + _WITHOUT_FLUSHES
+    namespaces = assemble(request.delta_path, options, layers, request.id_base, request.id_count, place, steps)
     # Changing file system ids had cleared it (prctl(2)).
     die_with_parent(signal.SIGKILL)
     with steps("put small files beside the tree"):
@@ -89,18 +91,19 @@ def launch(request: Launch, place: Place, steps: Steps) -> Launched:
 
 def probe(request: Probe, place: Place, steps: Steps) -> None:
     """The same, without network and container, over an empty tree."""
-    _assemble(request.image_path, _EXT4_OPTIONS, (), request.id_base, request.id_count, place, steps)
+    assemble(request.image_path, EXT4_OPTIONS, (), request.id_base, request.id_count, place, steps)
     with steps("write through the overlay"), filesystem_ids(request.id_base):
         (Path(place.root) / "probe").write_bytes(b"")
 
 
-def sources(request: Launch | Probe) -> tuple[LayerSource, ...]:
-    return request.layers if isinstance(request, Launch) else ()
+def sources(request: Launch | Probe | Visit | Join) -> tuple[LayerSource, ...]:
+    return request.layers if isinstance(request, Launch | Visit) else ()
 
 
-def _assemble(
+def assemble(
     delta_path: str, options: str, layers: tuple[str, ...], id_base: int, id_count: int, place: Place, steps: Steps
 ) -> NamespacePair:
+    """Lock the delta and mount the machine's tree at `root` below the working directory, in a new mount namespace."""
     with steps("fork"):
         maker = NamespaceMaker()
     with steps("lock the delta"):

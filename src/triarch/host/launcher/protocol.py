@@ -99,8 +99,34 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True, tag="probe"):
     id_count: int
 
 
+class Visit(msgspec.Struct, frozen=True, kw_only=True, tag="visit"):
+    """Assemble a tree as a launch does and run a program alone in it, as its root, until the program ends.
+
+    Comes with two descriptors: the program (a sealed memory file), and a socket that becomes its input and output. With
+    `read_only` nothing is written, to the delta's file neither; without a delta the tree is the template's own.
+    """
+
+    id: int
+    layers: tuple[LayerSource, ...]
+    delta_path: str | None
+    read_only: bool
+    id_base: int
+    id_count: int
+
+
+class Join(msgspec.Struct, frozen=True, kw_only=True, tag="join"):
+    """Run a program among the files of a container, in its user and mount namespaces and in its control group.
+
+    It is in no other namespace of the container's, whose processes can neither see nor trace it. Comes with three
+    descriptors: the two of `Visit`, and a pidfd of the container's first process.
+    """
+
+    id: int
+    cgroup: str
+
+
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
-    """Give up the launch `id`: it is answered with `Refused`. What it had begun outside is the driver's to clean."""
+    """Give up `id`: it is answered with `Refused`. What a launch had begun outside is the driver's to clean."""
 
     id: int
 
@@ -123,10 +149,10 @@ class Refused(msgspec.Struct, frozen=True, kw_only=True, tag="refused"):
 
 
 class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
-    """A probe found nothing missing."""
+    """A probe found nothing missing, or the program of a visit has ended and its mounts are gone."""
 
     id: int
 
 
-Request = Launch | Probe | Cancel
+Request = Launch | Probe | Visit | Join | Cancel
 Reply = Launched | Refused | Done

@@ -23,14 +23,17 @@ from triarch.host.launcher.protocol import (
     MAX_MESSAGE_BYTES,
     Cancel,
     Done,
+    Join,
     Launch,
     Place,
     Probe,
     Refused,
     Reply,
     Request,
+    Visit,
     place_in,
 )
+from triarch.host.launcher.visit import join, visit
 from triarch.host.syscalls import (
     CLONE_NEWNS,
     MNT_DETACH,
@@ -54,6 +57,7 @@ _CODES_OF_ERRNO = {
 }
 # A pipe holds 64 KiB; the child must never wait for its reader.
 _MAX_TEXT = 4096
+_MAX_FDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,8 @@ class _Child:
     pid: int
     pidfd: int
     answer_fd: int
+    # Its own end is the end of a program that was run, and no answer is the answer.
+    visits: bool
 
 
 class Server:
@@ -99,7 +105,7 @@ class Server:
 
     def _accept(self) -> bool:
         try:
-            message = self._connection.recv(MAX_MESSAGE_BYTES)
+            message, fds, _, _ = socket.recv_fds(self._connection, MAX_MESSAGE_BYTES, _MAX_FDS)
         except ConnectionError:
             return False
         if not message:
@@ -110,10 +116,12 @@ class Server:
             if child is not None:
                 os.kill(child.pid, signal.SIGKILL)
         else:
-            self._begin(request)
+            self._begin(request, fds)
+        for fd in fds:
+            os.close(fd)
         return True
 
-    def _begin(self, request: Launch | Probe) -> None:
+    def _begin(self, request: Launch | Probe | Visit | Join, fds: list[int]) -> None:
         if self._broken is not None:
             self._send(refusal(request.id, "enter a mount namespace", self._broken))
             return
@@ -129,13 +137,13 @@ class Server:
             self._send(refusal(request.id, steps.current, error))
             return
         if pid == 0:
-            self._run_child(request, answer_write)
+            self._run_child(request, fds, answer_write)
         os.close(answer_write)
-        child = _Child(request.id, pid, os.pidfd_open(pid), answer_read)
+        child = _Child(request.id, pid, os.pidfd_open(pid), answer_read, isinstance(request, Visit | Join))
         self._children[request.id] = child
         self._selector.register(child.pidfd, selectors.EVENT_READ, child)
 
-    def _run_child(self, request: Launch | Probe, answer_write: int) -> None:
+    def _run_child(self, request: Launch | Probe | Visit | Join, fds: list[int], answer_write: int) -> None:
         steps = Steps()
         answer: Reply
         try:
@@ -143,11 +151,16 @@ class Server:
             if os.getppid() != self._pid:
                 os._exit(1)
             try:
-                if isinstance(request, Launch):
-                    answer = launch(request, self._place, steps)
-                else:
-                    probe(request, self._place, steps)
-                    answer = Done(id=request.id)
+                match request:
+                    case Launch():
+                        answer = launch(request, self._place, steps)
+                    case Probe():
+                        probe(request, self._place, steps)
+                        answer = Done(id=request.id)
+                    case Visit():
+                        visit(request, fds, self._place, steps)
+                    case Join():
+                        join(request, fds, steps)
             except (Error, OSError) as error:
                 answer = refusal(request.id, steps.current, error)
             os.write(answer_write, msgspec.json.encode(answer))
@@ -165,6 +178,8 @@ class Server:
         os.close(child.answer_fd)
         os.close(child.pidfd)
         _, status = os.waitpid(child.pid, 0)
+        if not answer and child.visits:
+            answer = msgspec.json.encode(Done(id=child.request_id))
         if not answer:
             message = f"the process that launched it ended with status {os.waitstatus_to_exitcode(status)}"
             answer = msgspec.json.encode(Refused(id=child.request_id, step="launch", message=message))
