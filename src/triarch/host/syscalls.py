@@ -24,7 +24,12 @@ _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
 _OPEN_TREE_CLONE = 1
 _MOVE_MOUNT_F_EMPTY_PATH = 4
+_MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _MOUNT_ATTR_IDMAP = 0x00100000
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 1, 2, 4
+_SYS_OPENAT2 = 437
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
+UMOUNT_NOFOLLOW = 8
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442  # the same on every architecture
 _SYS_FSOPEN, _SYS_FSCONFIG, _SYS_FSMOUNT = 430, 431, 432
 _FSOPEN_CLOEXEC = _FSMOUNT_CLOEXEC = 1
@@ -115,9 +120,12 @@ def mount_detached(source: str, kind: str) -> int:
         os.close(mount_fd)
 
 
-def set_idmap(tree_fd: int, user_namespace_fd: int) -> None:
-    """mount_setattr(2): the detached mount shows the ids of a user namespace (once in its life)."""
-    attributes = struct.pack("=QQQQ", _MOUNT_ATTR_IDMAP, 0, 0, user_namespace_fd)
+def set_idmap(tree_fd: int, user_namespace_fd: int, also: int = 0) -> None:
+    """mount_setattr(2): the detached mount shows the ids of a user namespace (once in its life).
+
+    `also` are attributes such as `MOUNT_ATTR_RDONLY` that it gets in the same call.
+    """
+    attributes = struct.pack("=QQQQ", _MOUNT_ATTR_IDMAP | also, 0, 0, user_namespace_fd)
     _check(
         _libc.syscall(_SYS_MOUNT_SETATTR, tree_fd, b"", _AT_EMPTY_PATH, attributes, len(attributes)),
         "map ids of a mount",
@@ -128,6 +136,18 @@ def attach_tree(tree_fd: int, target: str) -> None:
     """move_mount(2): put a detached mount at `target`."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH
     _check(_libc.syscall(_SYS_MOVE_MOUNT, tree_fd, b"", _AT_FDCWD, os.fsencode(target), flags), f"attach {target}")
+
+
+def attach_tree_at(tree_fd: int, target_fd: int) -> None:
+    """move_mount(2): put a detached mount on the file or directory that is open as `target_fd`."""
+    flags = _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH
+    _check(_libc.syscall(_SYS_MOVE_MOUNT, tree_fd, b"", target_fd, b"", flags), "attach a mount")
+
+
+def open_in_root(root_fd: int, path: str, flags: int) -> int:
+    """openat2(2) as if `root_fd` were the root: no link leads beyond it, and no magic one (`/proc/PID/fd`) anywhere."""
+    how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+    return _check(_libc.syscall(_SYS_OPENAT2, root_fd, os.fsencode(path), how, len(how)), f"open {path}")
 
 
 def set_filesystem_ids(uid: int, gid: int) -> None:

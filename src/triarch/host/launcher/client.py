@@ -13,7 +13,19 @@ from contextlib import suppress
 
 import msgspec
 
-from triarch.errors import Busy, Damaged, Error, Exhausted, MachineFailed, TimedOut, Unavailable
+from triarch.errors import (
+    Busy,
+    Damaged,
+    Error,
+    Exhausted,
+    InUse,
+    Invalid,
+    MachineFailed,
+    NotFound,
+    TimedOut,
+    Unavailable,
+    Unsupported,
+)
 from triarch.host.launcher.protocol import (
     MAX_MESSAGE_BYTES,
     Cancel,
@@ -21,15 +33,18 @@ from triarch.host.launcher.protocol import (
     Launch,
     Launched,
     Place,
+    Plug,
     Probe,
     Refused,
     Reply,
+    Unplug,
     Visit,
 )
 from triarch.host.launcher.protocol import place_in as place_in
 from triarch.host.process import program_environment
 
 _CLASSES: dict[str, type[Error]] = {kind.code: kind for kind in (Busy, Damaged, Exhausted)}
+_PLUG_CLASSES = _CLASSES | {kind.code: kind for kind in (InUse, Invalid, NotFound, Unavailable, Unsupported)}
 _AT_ONCE = max(4, 2 * (os.cpu_count() or 1))
 _SETTLE_SECONDS = 10.0
 _POLL_SECONDS = 0.005
@@ -78,6 +93,14 @@ class Launcher:
         """Run a program among a container's files, as `visit` does."""
         await self._exchange(request, (program_fd, stdio_fd, pidfd))
 
+    async def plug(self, request: Plug) -> None:
+        """Mount something in a container that exists. Raises as `launch`."""
+        await self._call(request)
+
+    async def unplug(self, request: Unplug) -> None:
+        """Take it away again. Raises `InUse` where the container does not let go of it."""
+        await self._call(request)
+
     async def settle(self) -> None:
         """Return when no launch of an earlier daemon is still under way. Raises `TimedOut`."""
         if self._connection is not None:
@@ -105,11 +128,11 @@ class Launcher:
         if process is not None:
             await asyncio.to_thread(process.wait)
 
-    async def _call(self, request: Launch | Probe) -> Reply:
+    async def _call(self, request: Launch | Probe | Plug | Unplug) -> Reply:
         async with self._slots:
             return await self._exchange(request)
 
-    async def _exchange(self, request: Launch | Probe | Visit | Join, fds: tuple[int, ...] = ()) -> Reply:
+    async def _exchange(self, request: Launch | Probe | Visit | Join | Plug | Unplug, fds: tuple[int, ...] = ()) -> Reply:
         number = next(self._numbers)
         request = msgspec.structs.replace(request, id=number)
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -123,7 +146,8 @@ class Launcher:
         finally:
             self._waiting.pop(number, None)
         if isinstance(reply, Refused):
-            kind = _CLASSES.get(reply.code or "", MachineFailed)
+            classes = _PLUG_CLASSES if isinstance(request, Plug | Unplug) else _CLASSES
+            kind = classes.get(reply.code or "", MachineFailed)
             raise kind(f"cannot {reply.step}: {reply.message}", step=reply.step)
         return reply
 
@@ -134,7 +158,7 @@ class Launcher:
         with suppress(Error):
             await future
 
-    async def _send(self, request: Launch | Probe | Visit | Join | Cancel, fds: tuple[int, ...] = ()) -> None:
+    async def _send(self, request: Launch | Probe | Visit | Join | Plug | Unplug | Cancel, fds: tuple[int, ...] = ()) -> None:
         async with self._sending:
             connection = self._connection or self._connect()
             message = msgspec.json.encode(request)

@@ -96,7 +96,7 @@ def probe(request: Probe, place: Place, steps: Steps) -> None:
         (Path(place.root) / "probe").write_bytes(b"")
 
 
-def sources(request: Launch | Probe | Visit | Join) -> tuple[LayerSource, ...]:
+def sources(request: object) -> tuple[LayerSource, ...]:
     return request.layers if isinstance(request, Launch | Visit) else ()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 import msgspec
 
 from triarch.host.pidfd import ProcessId
@@ -125,6 +127,40 @@ class Join(msgspec.Struct, frozen=True, kw_only=True, tag="join"):
     cgroup: str
 
 
+class PlugKind(StrEnum):
+    """What a plug puts into a container: a filesystem image, a directory of the host, or one device node."""
+
+    VOLUME = "volume"
+    FOLDER = "folder"
+    NODE = "node"
+
+
+class Plug(msgspec.Struct, frozen=True, kw_only=True, tag="plug"):
+    """Mount `source` at `path` in a container that exists; there already is success.
+
+    Ids of the files are those of the container, disk unchanged. `path` is resolved as the container's own root would
+    resolve it, so that no link of its leads beyond it.
+    """
+
+    id: int
+    first: ProcessId
+    kind: PlugKind
+    source: str
+    path: str
+    read_only: bool
+    id_base: int
+
+
+class Unplug(msgspec.Struct, frozen=True, kw_only=True, tag="unplug"):
+    """Take away what a plug mounted. Not there is success; `in-use` where the container does not let go of it."""
+
+    id: int
+    first: ProcessId
+    kind: PlugKind
+    source: str
+    path: str
+
+
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag="cancel"):
     """Give up `id`: it is answered with `Refused`. What a launch had begun outside is the driver's to clean."""
 
@@ -154,5 +190,5 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
     id: int
 
 
-Request = Launch | Probe | Visit | Join | Cancel
+Request = Launch | Probe | Visit | Join | Plug | Unplug | Cancel
 Reply = Launched | Refused | Done

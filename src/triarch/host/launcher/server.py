@@ -26,13 +26,16 @@ from triarch.host.launcher.protocol import (
     Join,
     Launch,
     Place,
+    Plug,
     Probe,
     Refused,
     Reply,
     Request,
+    Unplug,
     Visit,
     place_in,
 )
+from triarch.host.launcher.plug import plug, unplug
 from triarch.host.launcher.visit import join, visit
 from triarch.host.syscalls import (
     CLONE_NEWNS,
@@ -121,7 +124,7 @@ class Server:
             os.close(fd)
         return True
 
-    def _begin(self, request: Launch | Probe | Visit | Join, fds: list[int]) -> None:
+    def _begin(self, request: Launch | Probe | Visit | Join | Plug | Unplug, fds: list[int]) -> None:
         if self._broken is not None:
             self._send(refusal(request.id, "enter a mount namespace", self._broken))
             return
@@ -143,7 +146,7 @@ class Server:
         self._children[request.id] = child
         self._selector.register(child.pidfd, selectors.EVENT_READ, child)
 
-    def _run_child(self, request: Launch | Probe | Visit | Join, fds: list[int], answer_write: int) -> None:
+    def _run_child(self, request: Launch | Probe | Visit | Join | Plug | Unplug, fds: list[int], answer_write: int) -> None:
         steps = Steps()
         answer: Reply
         try:
@@ -161,6 +164,12 @@ class Server:
                         visit(request, fds, self._place, steps)
                     case Join():
                         join(request, fds, steps)
+                    case Plug():
+                        plug(request, self._place, steps)
+                        answer = Done(id=request.id)
+                    case Unplug():
+                        unplug(request, steps)
+                        answer = Done(id=request.id)
             except (Error, OSError) as error:
                 answer = refusal(request.id, steps.current, error)
             os.write(answer_write, msgspec.json.encode(answer))
