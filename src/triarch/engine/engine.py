@@ -34,9 +34,12 @@ from triarch.engine.machine_procedures import (
 )
 from triarch.engine.operations import Operations
 from triarch.engine.policies import check_unprotected
+from triarch.engine.profiles import Profiles
 from triarch.engine.records import Kept, MachineRecords, ProfileRecords, TemplateRecords
 from triarch.engine.resolve import resolve
 from triarch.engine.services import Network, Services
+from triarch.engine.set_machine import SetMachineProcedure, plan_set
+from triarch.engine.settings import origins_of
 from triarch.engine.snapshot_records import SnapshotRecords
 from triarch.engine.snapshots import Snapshots
 from triarch.engine.supervise import Supervisor
@@ -54,6 +57,8 @@ from triarch.model.machine import (
     Machine,
     MachineView,
     RenameMachine,
+    SetMachine,
+    SettingChange,
     StopMachine,
     SwitchMachine,
 )
@@ -104,6 +109,7 @@ class Engine:
             need=self._need,
         )
         self._supervisor = Supervisor(self._services, self._operations)
+        self.profiles = Profiles(self._services, self._operations)
         self._services.machines.heed = self._supervisor.heed
         self._lifecycle = Lifecycle(self._services, self._operations, journal, self._supervisor)
         self.snapshots = Snapshots(self._services, self._operations)
@@ -140,11 +146,13 @@ class Engine:
         await self._services.snapshots.load()
         await self._services.machines.load()
         await self._lifecycle.recover()
+        self.profiles.reconcile()
         await self._supervisor.begin()
 
     async def close(self) -> None:
         """Let go: machines keep running, operations past their commit point stay in the journal."""
         await self._supervisor.close()
+        await self.profiles.close()
         await self._operations.close()
         await self._services.trees.close()
         await self._services.architectures.close()
@@ -156,7 +164,9 @@ class Engine:
         return tuple(self._view(kept) for kept in self._services.machines.all())
 
     def machine(self, name: str) -> MachineView:
-        return self._view(self._services.machines.kept(name))
+        """One machine, with where each of its settings comes from."""
+        kept = self._services.machines.kept(name)
+        return msgspec.structs.replace(self._view(kept), origins=origins_of(self._services.profiles, kept.value))
 
     async def wait_machine(self, name: str, words: Collection[str], timeout_seconds: float) -> MachineView:
         """The machine once its state or its health is one of `words`, or as it is after the timeout."""
@@ -340,6 +350,16 @@ class Engine:
         self._check_name_free(request.name)
         self._operations.check_free(f"machine/{request.name}")
         return self._operations.begin(Rename(self._services, MachineArguments(machine=machine, name=request.name)))
+
+    async def set(self, name: str, request: SetMachine) -> Operation | tuple[SettingChange, ...]:
+        """Change what is said of a machine; what is wrong with it is raised at once. With `check` only what it does."""
+        machine = self._services.machines.get(check_machine_name(name))
+        if not request.check:
+            self._operations.check_free(f"machine/{name}")
+        arguments = await plan_set(self._services, machine, request)
+        if request.check:
+            return arguments.changes
+        return self._operations.begin(SetMachineProcedure(self._services, arguments))
 
     async def switch(self, name: str, request: SwitchMachine) -> Operation | None:
         """Run the machine under another architecture. With `check` nothing is done and None says that it would work."""

@@ -9,13 +9,21 @@ import msgspec
 from triarch.engine.journal import JournalRecord
 from triarch.engine.machine_procedures import MACHINE_PROCEDURES
 from triarch.engine.procedure import Procedure
+from triarch.engine.profiles import PROFILE_PROCEDURES
 from triarch.engine.services import Services
+from triarch.engine.set_machine import SetMachineProcedure
 from triarch.engine.snapshot_procedures import SNAPSHOT_PROCEDURES
 from triarch.engine.template_procedures import TEMPLATE_PROCEDURES
 from triarch.errors import Damaged
 
 # Each class has a constructor (services, arguments) and names the struct of its arguments.
-_ALL: tuple[Any, ...] = (*MACHINE_PROCEDURES, *TEMPLATE_PROCEDURES, *SNAPSHOT_PROCEDURES)
+_ALL: tuple[Any, ...] = (
+    *MACHINE_PROCEDURES,
+    SetMachineProcedure,
+    *PROFILE_PROCEDURES,
+    *TEMPLATE_PROCEDURES,
+    *SNAPSHOT_PROCEDURES,
+)
 PROCEDURES: dict[str, Any] = {procedure.verb: procedure for procedure in _ALL}
 
 

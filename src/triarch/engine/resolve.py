@@ -8,11 +8,13 @@ import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
+import msgspec
+
 from triarch.drivers.base import Driver
 from triarch.engine.policies import check_policies
 from triarch.engine.services import Services
 from triarch.engine.settings import materialize
-from triarch.errors import Exhausted, Invalid, MissingProgram, Unavailable, Unsupported
+from triarch.errors import Exhausted, Invalid, MissingProgram, Unavailable, Unsupported, WrongState
 from triarch.host import facts
 from triarch.host.tap import TAP_DEVICE
 from triarch.model.command import check_command
@@ -22,7 +24,7 @@ from triarch.model.machine import CreateMachine, Machine
 from triarch.model.names import check_machine_name
 from triarch.model.network import DEFAULT_NETWORK, NO_NETWORK, USER_NETWORK, Nic
 from triarch.model.resources import Resources, format_size
-from triarch.model.settings import add_up, resources_of
+from triarch.model.settings import Settings, add_up, resources_of
 from triarch.model.state import State
 from triarch.model.template import Init, TemplateRef
 
@@ -137,6 +139,27 @@ def _nic(services: Services, network: str, index: int) -> Nic | None:
         return Nic(mac=":".join(f"{octet:02x}" for octet in octets), address="10.0.2.15/24")
     assert services.subnet is not None
     return services.network.nic(services.subnet, index)
+
+
+async def rewired(services: Services, before: Machine, after: Machine, settings: Settings) -> Machine:
+    """`after` with the network that its settings name, on which it gets another card where that is another one.
+
+    Settings that name none leave it where it is. Raises `WrongState` while it runs.
+    """
+    network = settings.network or before.network
+    if network != before.network:
+        if before.state in (State.RUNNING, State.PAUSED):
+            raise WrongState(
+                f"cannot move machine '{before.name}' to network '{network}': it is {before.state.value}; "
+                "that needs stopped",
+                hint=f"triarch stop {before.name}",
+                machine=before.name,
+            )
+        if network == DEFAULT_NETWORK:
+            await services.need_subnet()
+        after = msgspec.structs.replace(after, network=network, nic=_nic(services, network, before.index))
+    _check_network(services, after)
+    return after
 
 
 def _free_index(services: Services, taken: Mapping[str, int]) -> int:

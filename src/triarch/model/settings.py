@@ -73,12 +73,32 @@ MERGED_KEYS = frozenset({"environment", "labels", "devices"})
 RESOURCE_KEYS = Resources.__struct_fields__
 
 
+# The layer that is nobody's profile, in `Origin.source`.
+MACHINE_LAYER = "machine"
+
+
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings under a name, for many machines."""
+    """Settings under a name, for many machines. The name is what a machine's could be."""
 
     name: str
-    description: str = ""
+    description: Annotated[str, msgspec.Meta(max_length=1000)] = ""
     settings: Settings = Settings()
+
+
+class ProfileView(Profile, frozen=True, kw_only=True):
+    """A profile as lists and `profile show` have it. `used_by` are machines; `etag` is for If-Match."""
+
+    used_by: tuple[str, ...] = ()
+    etag: str = ""
+
+
+class SetProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of a profile's set: keys to forget and settings to take over, as in `SetMachine`."""
+
+    settings: Settings = Settings()
+    values: dict[str, str] = {}
+    unset: tuple[str, ...] = ()
+    description: str | None = None
 
 
 class Origin(msgspec.Struct, frozen=True, kw_only=True):
