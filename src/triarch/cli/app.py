@@ -37,6 +37,8 @@ COMMANDS: dict[str, str] = {
     "delete": "machines",
     "rename": "machines",
     "switch": "machines",
+    "snapshot": "snapshot",
+    "restore": "snapshot",
     "template": "template",
     "events": "watch",
     "wait": "watch",

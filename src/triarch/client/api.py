@@ -26,6 +26,7 @@ from triarch.model.stream import RunRequest
 from triarch.model.template import Template
 
 if TYPE_CHECKING:
+    from triarch.client.snapshots import Snapshots
     from triarch.client.stream import Completed, Stream
 
 T = TypeVar("T")
@@ -80,6 +81,14 @@ class Client:
             return msgspec.json.decode(body, type=kind)
         except msgspec.MsgspecError as error:
             raise Failed(f"cannot understand the daemon's answer: {error}", hint="triarch version") from error
+
+    # -- nouns with a module of their own
+
+    @property
+    def snapshots(self) -> Snapshots:
+        from triarch.client.snapshots import Snapshots
+
+        return Snapshots(self)
 
     # -- the daemon and its host
 

@@ -12,7 +12,8 @@ from triarch.model.machine import Machine
 from triarch.model.names import MACHINE_NAME_PATTERN
 from triarch.model.template import Template
 
-SnapshotName = Annotated[str, msgspec.Meta(pattern=MACHINE_NAME_PATTERN[:-1] + r"$(?!\n)")]
+SNAPSHOT_PATTERN = MACHINE_NAME_PATTERN[:-1] + r"$(?!\n)"
+SnapshotName = Annotated[str, msgspec.Meta(pattern=SNAPSHOT_PATTERN)]
 
 
 DELTA = "delta"
@@ -73,6 +74,12 @@ class CreateSnapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     stateful: bool = False
     description: Annotated[str, msgspec.Meta(max_length=1000)] = ""
     expires_after_seconds: Annotated[int, msgspec.Meta(ge=1, le=3660 * 86_400)] | None = None
+
+
+class RenameSnapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of rename of a snapshot."""
+
+    name: SnapshotName
 
 
 class RestoreSnapshot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

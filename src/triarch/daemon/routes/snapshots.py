@@ -1,0 +1,92 @@
+"""Snapshots: look, take, rename, delete, restore, compare."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from litestar import Response, delete, get, post
+from litestar.openapi import ResponseSpec
+from litestar.params import Parameter
+
+from triarch.daemon.problems import problems
+from triarch.daemon.routes.machines import Name
+from triarch.daemon.routes.operations import LOCATION, accepted
+from triarch.engine.engine import Engine
+from triarch.model.operation import Operation
+from triarch.model.snapshot import SNAPSHOT_PATTERN, CreateSnapshot, RenameSnapshot, RestoreSnapshot, Snapshot
+
+TAGS = ["snapshots"]
+PATH = "/machines/{name:str}/snapshots"
+CHANGE_PROBLEMS = (404, 409, 413, 422, 503, 507)
+CHECKED = {204: ResponseSpec(data_container=None, description="The restore would be possible")}
+SnapshotName = Annotated[str, Parameter(description="The snapshot's name", schema_extra={"pattern": SNAPSHOT_PATTERN})]
+
+
+@get(PATH, operation_id="list_snapshots", tags=TAGS, responses=problems(404), sync_to_thread=False)
+def list_snapshots(engine: Engine, name: Name) -> tuple[Snapshot, ...]:
+    """All snapshots of a machine, oldest first."""
+    return engine.snapshots.list(name)
+
+
+@get(f"{PATH}/{{snapshot:str}}", operation_id="get_snapshot", tags=TAGS, responses=problems(404), sync_to_thread=False)
+def get_snapshot(engine: Engine, name: Name, snapshot: SnapshotName) -> Snapshot:
+    """One snapshot."""
+    return engine.snapshots.get(name, snapshot)
+
+
+@post(
+    PATH,
+    operation_id="create_snapshot",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(*CHANGE_PROBLEMS),
+    response_headers=LOCATION,
+)
+async def create_snapshot(engine: Engine, name: Name, data: CreateSnapshot) -> Response[Operation]:
+    """Take a snapshot; the operation's result is its name. A running machine stands still for a moment."""
+    return accepted(await engine.snapshots.create(name, data))
+
+
+@delete(
+    f"{PATH}/{{snapshot:str}}",
+    operation_id="delete_snapshot",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(404, 409),
+    response_headers=LOCATION,
+)
+async def delete_snapshot(engine: Engine, name: Name, snapshot: SnapshotName) -> Response[Operation]:
+    """Delete a snapshot."""
+    return accepted(await engine.snapshots.delete(name, snapshot))
+
+
+@post(
+    f"{PATH}/{{snapshot:str}}/rename",
+    operation_id="rename_snapshot",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(404, 409, 413),
+    response_headers=LOCATION,
+)
+async def rename_snapshot(
+    engine: Engine, name: Name, snapshot: SnapshotName, data: RenameSnapshot
+) -> Response[Operation]:
+    """Give a snapshot another name."""
+    return accepted(await engine.snapshots.rename(name, snapshot, data.name))
+
+
+@post(
+    "/machines/{name:str}/restore",
+    operation_id="restore_machine",
+    tags=TAGS,
+    status_code=202,
+    responses={**problems(*CHANGE_PROBLEMS), **CHECKED},
+    response_headers=LOCATION,
+)
+async def restore_machine(engine: Engine, name: Name, data: RestoreSnapshot) -> Response[Operation] | Response[None]:
+    """Bring a machine back to a snapshot. With `check` nothing is done: 204 says that it would be possible."""
+    operation = await engine.snapshots.restore(name, data)
+    return Response(None, status_code=204) if operation is None else accepted(operation)
+
+
+HANDLERS = (list_snapshots, get_snapshot, create_snapshot, delete_snapshot, rename_snapshot, restore_machine)
