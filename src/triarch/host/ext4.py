@@ -42,6 +42,18 @@ def make_delta_image(path: Path, size_bytes: int) -> None:
     debugfs makes the directories, so that neither a mount nor root is needed. Raises `OSError` (a full disk),
     `CommandFailed`.
     """
+    _make_image(path, size_bytes, b"mkdir upper\nmkdir work\n")
+    if not _has_layout(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def make_volume_image(path: Path, size_bytes: int) -> None:
+    """Make an empty filesystem of a machine's own in the new file `path`. Raises as `make_delta_image`."""
+    _make_image(path, size_bytes, b"rmdir lost+found\n")
+
+
+def _make_image(path: Path, size_bytes: int, commands: bytes) -> None:
+    """An ext4 filesystem in a new sparse file, and debugfs(8) commands on it."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         os.ftruncate(fd, size_bytes)
@@ -49,13 +61,11 @@ def make_delta_image(path: Path, size_bytes: int) -> None:
         os.close(fd)
     try:
         run([*_MKFS, str(path)])
-        run(["debugfs", "-w", "-f", "-", str(path)], input_bytes=b"mkdir upper\nmkdir work\n")
+        run(["debugfs", "-w", "-f", "-", str(path)], input_bytes=commands)
     except CommandFailed as error:
         if "No space left" in error.stderr_tail or "Disk quota" in error.stderr_tail:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
         raise
-    if not _has_layout(path):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _has_layout(path: Path) -> bool:

@@ -98,11 +98,47 @@ class DiskSets(Protocol):
         ...
 
 
+class Volumes(Protocol):
+    """Filesystems of machines' own beside their deltas, by the machine's uuid and the device's name."""
+
+    def prepare(self) -> None:
+        """Make the place and sweep what was being made. Idempotent."""
+        ...
+
+    def path(self, uuid: str, name: str) -> Path:
+        """Where the volume is or would be. Raises `Invalid`."""
+        ...
+
+    def all(self, uuid: str) -> tuple[str, ...]:
+        """The names of a machine's volumes, attached or not."""
+        ...
+
+    def create(self, uuid: str, name: str, size_bytes: int) -> Path:
+        """A new empty volume: a sparse raw image holding ext4. One that is there keeps its data, and grows if it has to.
+
+        Raises `Exhausted`, leaving nothing, and `Busy` when one that has to grow is in use.
+        """
+        ...
+
+    def check(self, uuid: str, name: str) -> None:
+        """As `Pool.check_delta`."""
+        ...
+
+    def remove(self, uuid: str, name: str) -> None:
+        """Absent is success. Raises `Busy` when something holds it."""
+        ...
+
+    def remove_all(self, uuid: str) -> None:
+        """Every volume of a machine. Raises `Busy`."""
+        ...
+
+
 class Pool(Protocol):
     """One place for layers and deltas. Names are digests and machine uuids: nothing else becomes a path."""
 
     name: str
     sets: DiskSets
+    volumes: Volumes
 
     def prepare(self) -> None:
         """Make the pool's own directories. Idempotent."""

@@ -4,6 +4,7 @@
     ROOT/layers/DIGEST.verified    what the layer's inode looked like when its digest was last found right
     ROOT/deltas/UUID.raw           deltas
     ROOT/sets/ID/                  copies of a machine's disks (`storage.disk_sets`)
+    ROOT/volumes/UUID/NAME.raw     volumes
     ROOT/blank/SIZE.raw            one ready-made empty delta per size, cloned for every new machine
 
 Whatever is being made or removed has a name that starts with a dot and is swept by `prepare`.
@@ -27,8 +28,9 @@ from triarch.host.ext4 import check_filesystem, make_delta_image, read_superbloc
 from triarch.host.files import copy_sparse, free_space_bytes, full_disk_is_exhausted, sync_directory
 from triarch.host.locks import lock_file
 from triarch.model.template import Layer, check_digest
-from triarch.storage.base import DiskSets
+from triarch.storage.base import DiskSets, Volumes
 from triarch.storage.disk_sets import DirectorySets
+from triarch.storage.volumes import DirectoryVolumes
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _SECTOR_BYTES = 4096
@@ -62,6 +64,7 @@ class DirectoryPool:
         self._deltas = root / "deltas"
         self._blanks = root / "blank"
         self.sets: DiskSets = DirectorySets(root / "sets", self._deltas, root / "volumes")
+        self.volumes: Volumes = DirectoryVolumes(root / "volumes")
         self._making = threading.Lock()
         # Python ends when its threads have: what was given to this one is done by then.
         self._unlinking = ThreadPoolExecutor(1, "unlink")
@@ -73,6 +76,7 @@ class DirectoryPool:
             for leftover in directory.glob(".*"):
                 leftover.unlink()
         self.sets.prepare()
+        self.volumes.prepare()
 
     # Layers
 
