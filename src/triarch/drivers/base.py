@@ -156,12 +156,17 @@ class Metered(Protocol):
 
 @runtime_checkable
 class Files(Protocol):
-    """Reach a machine's files, running or stopped, without a network and without trusting it."""
+    """Reach a running machine's files without a network and without trusting it.
+
+    Those of a stopped one are the same under every architecture: the engine reaches them itself (`engine.trees`).
+    """
 
     async def serve_files(self, spec: MachineSpec, stdio: Stdio) -> None:
-        """Let the file server (`guest.files`) speak with the far end about the machine's own tree; return at its end.
+        """Let the file server (`guest/files`) speak with the far end about the machine's own tree; return at its end.
 
-        Whatever the guest planted, the server cannot see, read or write anything but the machine.
+        Whatever the guest planted, the server cannot see, read or write anything but the machine. It ends when the far
+        end does, when this is cancelled, and when the machine is stopped or killed. A far end that has a `fileno` (a
+        connected socket) may be given to the server itself. Raises `WrongState` when the machine does not run.
         """
         ...
 

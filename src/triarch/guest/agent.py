@@ -12,13 +12,23 @@ import itertools
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from triarch.errors import Failed, Invalid, TimedOut, Unavailable
 from triarch.guest.keys import AgentKeys
-from triarch.model.driver import Data, EndOfInput, ExecRequest, Input, Resize, Stream
+from triarch.model.driver import (
+    TIMED_OUT_CODE,
+    TIMEOUT_GRACE_SECONDS,
+    Data,
+    EndOfInput,
+    ExecRequest,
+    Input,
+    Resize,
+    Stream,
+)
 from triarch.model.machine import Exit
 
 if TYPE_CHECKING:
@@ -33,11 +43,14 @@ _RETRY_SECONDS = 0.25
 _LOGIN_TIMEOUT_SECONDS = 60.0
 _CONNECT_TIMEOUT_SECONDS = 60.0
 _HANGUP_SECONDS = 2.0
+_LATE_SECONDS = 15.0
 _CHUNK_BYTES = 65536
 _END_OF_TRANSMISSION = b"\x04"
 # dropbear refuses commands of more than 9,000 bytes; longer requests are sent ahead of their command.
 _MAX_COMMAND_BYTES = 8000
 MAX_REQUEST_BYTES = 2 << 20
+# A request of its own beside those of `exec` (guest/init/session.c).
+_SERVE_FILES = "f:files"
 
 
 class Stdio(Protocol):
@@ -74,7 +87,21 @@ class Agent:
             process = await self._start(connection, request, encoded)
         except _connection_errors() as error:
             raise Unavailable(f"the machine's agent did not run the command: {error}") from error
-        return await _converse(process, stdio, terminal=request.terminal)
+        if request.timeout_seconds is None:
+            return await _converse(process, stdio, terminal=request.terminal)
+        return await _converse_for(request.timeout_seconds, process, stdio, terminal=request.terminal)
+
+    async def serve_files(self, stdio: Stdio) -> None:
+        """Let the file server in the machine (`guest/files`) speak with the far end; return at its end.
+
+        Raises `Unavailable` or `TimedOut` when there is no agent.
+        """
+        connection = await self._connect(_CONNECT_TIMEOUT_SECONDS)
+        try:
+            process = await connection.create_process(_SERVE_FILES, encoding=None)
+        except _connection_errors() as error:
+            raise Unavailable(f"the machine's agent did not start the file server: {error}") from error
+        await _converse(process, stdio, terminal=False)
 
     async def close(self) -> None:
         """Let go of the port; commands that still run are hung up."""
@@ -160,11 +187,19 @@ class Agent:
 def encode_request(request: ExecRequest) -> bytes:
     """What `init/session.c` executes: a row of netstrings. Raises `Invalid`."""
     variables = [f"{name}={value}" for name, value in request.environment.items()]
-    if not request.command:
+    if not request.command and not request.login:
         raise Invalid("there is no command to run")
     if any(not name or "=" in name for name in request.environment):
         raise Invalid("a variable needs a name without '='")
-    head = (str(request.user), str(request.group), request.directory, str(len(request.command)))
+    timeout_ms = 0 if request.timeout_seconds is None else max(1, int(request.timeout_seconds * 1000))
+    head = (
+        request.user,
+        request.directory or ("" if request.login else "/"),
+        "1" if request.login else "0",
+        str(timeout_ms),
+        str(int(TIMEOUT_GRACE_SECONDS * 1000)),
+        str(len(request.command)),
+    )
     words = (*head, *request.command, *variables)
     if any("\0" in word for word in words):
         raise Invalid("the command or its environment has a NUL character; no program can be given that")
@@ -209,6 +244,23 @@ async def _sends_banner(port: socket.socket, patience_seconds: float) -> bool:
     finally:
         loop.remove_reader(port)
     return port.recv(len(_BANNER), socket.MSG_PEEK) == _BANNER
+
+
+async def _converse_for(
+    timeout_seconds: float, process: SSHClientProcess[bytes], stdio: Stdio, *, terminal: bool
+) -> Exit:
+    """As `_converse`. The guest keeps the time; one that does not is not waited for."""
+    began = time.monotonic()
+    told = Exit(code=TIMED_OUT_CODE, reason=f"timed out after {timeout_seconds:g} s")
+    try:
+        async with asyncio.timeout(timeout_seconds + TIMEOUT_GRACE_SECONDS + _LATE_SECONDS) as patience:
+            ended = await _converse(process, stdio, terminal=terminal)
+    except TimeoutError:
+        if not patience.expired():
+            raise
+        return told
+    over = time.monotonic() - began >= timeout_seconds
+    return told if over and ended.code == TIMED_OUT_CODE else ended
 
 
 async def _converse(process: SSHClientProcess[bytes], stdio: Stdio, *, terminal: bool) -> Exit:

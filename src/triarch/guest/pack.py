@@ -35,6 +35,8 @@ _SOURCES = (initramfs.KERNEL_SOURCE, initramfs.AGENT_SOURCE)
 _STEP = "guest pack"
 _COMPILER_FLAGS = ("-static", "-Os", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-s")
 _INIT_SOURCE = Path(__file__).parent / "init"
+# The file server is part of it, without a main of its own.
+_FILES_SOURCE = Path(__file__).parent / "files"
 _LOCK_POLL_SECONDS = 0.2
 
 Report = Callable[[Progress], None]
@@ -93,11 +95,16 @@ async def ensure_pack(progress: Report, *, cache: Path | None = None) -> GuestPa
     return pack
 
 
+def init_sources() -> tuple[Path, ...]:
+    """The C files that the guest's init is made of."""
+    return (*_INIT_SOURCE.glob("*.c"), *(path for path in _FILES_SOURCE.glob("*.c") if path.name != "main.c"))
+
+
 @functools.cache
 def pack_key() -> str:
     """A name that changes with everything that goes into a pack."""
     recipe = (_FORMAT, *_COMPILER_FLAGS)
-    sources = sorted(_INIT_SOURCE.glob("*.[ch]"))
+    sources = sorted((*_INIT_SOURCE.glob("*.[ch]"), *_FILES_SOURCE.glob("*.[ch]")))
     digest = hashlib.sha256("\n".join(recipe).encode())
     recipes = (cpio.__file__, kernel.__file__, initramfs.__file__, modules.__file__)
     for path in (*sources, *map(Path, recipes)):
@@ -160,8 +167,8 @@ async def _build(directory: Path, progress: Report) -> None:
     try:
         progress(Progress(step=_STEP, text="compiling the guest's init", fraction=0.0))
         init = partial / "init"
-        sources = sorted(str(path) for path in _INIT_SOURCE.glob("*.c"))
-        await run_async(("cc", *_COMPILER_FLAGS, "-o", str(init), *sources))
+        sources = sorted(str(path) for path in init_sources())
+        await run_async(("cc", *_COMPILER_FLAGS, f"-I{_FILES_SOURCE}", "-o", str(init), *sources))
         archives = [partial / f"{source.suite}.tar" for source in _SOURCES]
         for source, archive in zip(_SOURCES, archives, strict=True):
             await _fetch_packages(source, archive, progress)

@@ -15,10 +15,12 @@ from typing import ClassVar
 import msgspec
 
 from triarch.drivers.base import Stdio, capabilities_of
+from triarch.drivers.container import resize
 from triarch.drivers.container.attached import converse
 from triarch.drivers.container.checkpoint import check_checkpoint
 from triarch.drivers.container.config import Paths, capabilities, make_config, small_files
 from triarch.drivers.container.exec import run_exec
+from triarch.drivers.container.files import serve_files
 from triarch.drivers.container.freeze import Freezes
 from triarch.drivers.container.log import LogPump, RunLog
 from triarch.drivers.container.monitor import Attachment, conmon_command, resize_console
@@ -33,6 +35,7 @@ from triarch.drivers.container.record import (
     write_record,
 )
 from triarch.drivers.container.refusal import CommandRefused, failed_start
+from triarch.drivers.container.resize import limit_at_start
 from triarch.drivers.container.run import Run, finish, observation, release, remove_files, sweep, until_free
 from triarch.drivers.container.seccomp import FilterCache, Seccomp, load_profile, resolve
 from triarch.errors import Busy, Invalid, MachineFailed, TimedOut, Unsupported, WrongState
@@ -182,8 +185,11 @@ class ContainerDriver:
     # ---- capabilities
 
     async def exec(self, spec: MachineSpec, request: ExecRequest, stdio: Stdio) -> Exit:
-        await self._running(spec, "run a command in")
-        return await run_exec(spec, request, stdio, self._crun)
+        run = await self._running(spec, "run a command in")
+        return await run_exec(spec, run.record.first, request, stdio, self._crun)
+
+    async def serve_files(self, spec: MachineSpec, stdio: Stdio) -> None:
+        await serve_files(spec, await self._running(spec, "reach the files of"), self._launcher, stdio)
 
     async def console(self, spec: MachineSpec, stdio: Stdio) -> None:
         run = await self._running(spec, "attach to")
@@ -240,6 +246,21 @@ class ContainerDriver:
 
     async def check_checkpoint(self, spec: MachineSpec) -> None:
         await check_checkpoint(spec)
+
+    async def resize(self, spec: MachineSpec) -> None:
+        await self._need_run(spec, "change the limits of")
+        await resize.resize(spec)
+
+    async def grow_disk(self, spec: MachineSpec) -> None:
+        await self._need_run(spec, "grow the disk of")
+        await resize.grow_disk(spec)
+
+    async def _need_run(self, spec: MachineSpec, verb: str) -> Run:
+        run = await self._run_of(spec)
+        if run is None:
+            name = spec.machine.name
+            raise WrongState(f"cannot {verb} machine '{name}': it does not run", machine=name)
+        return run
 
     # ---- runs
 
@@ -309,9 +330,7 @@ class ContainerDriver:
             raise failed_start(error, spec) from error
         finally:
             self._starting -= 1
-        weight = spec.machine.resources.io_weight
-        if weight is not None and not cgroup.runtime_weighs_io():
-            cgroup.set_io_weight(spec.cgroup, weight)
+        limit_at_start(spec)
         record = _record(spec, launched, terminal)
         write_record(files, record)
         if compiled is None:
@@ -328,12 +347,6 @@ class ContainerDriver:
         attached: bool,
     ) -> Launch:
         """Write the runtime's configuration; return what to ask of the launcher."""
-        if spec.machine.resources.io_weight is not None and not cgroup.supports_io_weight():
-            raise Unsupported(
-                f"machine '{spec.machine.name}' cannot start: this host's kernel cannot weigh block I/O; "
-                "an I/O weight needs BFQ or control groups v2",
-                machine=spec.machine.name,
-            )
         if spec.machine.init is Init.APP and not spec.command:
             raise Invalid(f"machine '{spec.machine.name}' has no command to run", machine=spec.machine.name)
         if isinstance(spec.link, UserLink):
@@ -357,7 +370,6 @@ class ContainerDriver:
             compiled,
             terminal,
             device_rules=cgroup.can_filter_devices(),
-            weigh_io=cgroup.runtime_weighs_io(),
         )
         files.config.write_bytes(msgspec.json.encode(config))
         on_terminal = spec.machine.init is Init.SYSTEM or terminal is not None

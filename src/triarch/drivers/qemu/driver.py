@@ -8,6 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
+import msgspec
+
 from triarch.drivers.base import Stdio, capabilities_of
 from triarch.drivers.qemu import probe
 from triarch.drivers.qemu.cmdline import MAX_PROCESSORS, MIN_MEMORY_BYTES, Accelerator, guest_config, processors
@@ -308,11 +310,17 @@ class QemuDriver:
     # -- capabilities
 
     async def exec(self, spec: MachineSpec, request: ExecRequest, stdio: Stdio) -> Exit:
-        watch = self._need_live(spec, "exec in")
+        return await self._agent(spec, "exec in").exec(request, stdio)
+
+    def _agent(self, spec: MachineSpec, verb: str) -> Agent:
+        watch = self._need_live(spec, verb)
         agent = self._agents.get(spec.uuid)
         if agent is None:
             agent = self._agents[spec.uuid] = Agent(watch.run.agent, watch.record.keys)
-        return await agent.exec(request, stdio)
+        return agent
+
+    async def serve_files(self, spec: MachineSpec, stdio: Stdio) -> None:
+        await self._agent(spec, "reach the files of").serve_files(stdio)
 
     async def console(self, spec: MachineSpec, stdio: Stdio) -> None:
         watch = self._need_live(spec, "attach to")

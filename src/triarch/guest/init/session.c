@@ -1,13 +1,16 @@
 /* Login shell of the SSH server: enters the machine and executes one request.
  *
  * guest/agent.py sends one of these as the command:
- *   x:REQUEST   execute; REQUEST is a row of netstrings (`length:bytes`): uid, gid, folder, how many words the command has,
- *               the words, then the environment's NAME=value
+ *   x:REQUEST   execute; REQUEST is a row of netstrings (`length:bytes`): user, folder (empty: the usual one), 1 for a login
+ *               shell, timeout and grace in milliseconds (0: none), how many words the command has, the words, then the
+ *               environment's NAME=value
  *   p:ID        keep standard input as request ID (for requests longer than an SSH command may be)
  *   r:ID        execute request ID
+ *   f:files     serve the machine's files (../files)
  * and the SSH server itself runs its sftp-server through here.
  */
 #define _GNU_SOURCE
+#include "files.h"
 #include "guest.h"
 #include "protocol.h"
 
@@ -53,20 +56,44 @@ static char *next_word(char **at, char *end) {
 }
 
 /* Signals come from the far end through the server: none may outlive it unnoticed. */
-static int become(unsigned uid, unsigned gid, const char *folder) {
-    if (setgroups(0, NULL) || setgid(gid) || setuid(uid))
+static int become(const struct account *account, bool limited) {
+    if (setgroups(account->group_count, account->groups) || setgid(account->gid) || setuid(account->uid))
         return refuse("cannot become that user");
-    prctl(PR_SET_PDEATHSIG, SIGHUP);
-    return chdir(folder) ? refuse(folder) : 0;
+    prctl(PR_SET_PDEATHSIG, limited ? SIGKILL : SIGHUP);
+    return 0;
 }
 
+static void set_environment(const struct account *account, char *variables, char *end) {
+    setenv("PATH", DEFAULT_PATH, 1);
+    setenv("HOME", account->home, 1);
+    setenv("SHELL", account->shell, 1);
+    if (account->name) {
+        setenv("USER", account->name, 1);
+        setenv("LOGNAME", account->name, 1);
+    }
+    for (char *variable; (variable = next_word(&variables, end));)
+        putenv(variable);
+}
+
+static int execute_login(const struct account *account) {
+    const char *shell = access(account->shell, X_OK) ? FALLBACK_SHELL : account->shell;
+    char name[300];
+    snprintf(name, sizeof name, "-%s", strrchr(shell, '/') + 1);
+    setenv("SHELL", shell, 1);
+    execl(shell, name, (char *)NULL);
+    return refuse(shell);
+}
+
+enum head { USER, FOLDER, LOGIN, TIMEOUT, GRACE, COUNT, HEAD };
+
 static int execute(char *request, size_t size) {
-    char *end = request + size, *words[4], **argv;
-    for (int i = 0; i < 4; i++)
+    char *end = request + size, *words[HEAD], **argv;
+    for (int i = 0; i < HEAD; i++)
         if (!(words[i] = next_word(&request, end)))
             return (errno = EINVAL), refuse("malformed request");
-    unsigned long count = strtoul(words[3], NULL, 10);
-    if (count < 1 || count > MAX_WORDS || !(argv = calloc(count + 1, sizeof *argv)))
+    unsigned long timeout_ms = strtoul(words[TIMEOUT], NULL, 10), count = strtoul(words[COUNT], NULL, 10);
+    bool login = *words[LOGIN] == '1';
+    if ((count < 1 && !login) || count > MAX_WORDS || !(argv = calloc(count + 1, sizeof *argv)))
         return (errno = EINVAL), refuse("malformed request");
     for (unsigned long i = 0; i < count; i++)
         if (!(argv[i] = next_word(&request, end)))
@@ -75,17 +102,24 @@ static int execute(char *request, size_t size) {
     clearenv();
     if (terminal)
         setenv("TERM", terminal, 1);
-    setenv("PATH", DEFAULT_PATH, 1);
-    setenv("HOME", "/root", 1);
-    for (char *variable; (variable = next_word(&request, end));)
-        putenv(variable);
+    if (timeout_ms)
+        limit_time(timeout_ms, strtoul(words[GRACE], NULL, 10));
     if (enter_machine())
         return refuse("cannot enter the machine");
-    int refused = become((unsigned)strtoul(words[0], NULL, 10), (unsigned)strtoul(words[1], NULL, 10), words[2]);
+    struct account account;
+    if (!find_account(words[USER], &account))
+        return NOT_EXECUTABLE;
+    set_environment(&account, request, end);
+    int refused = become(&account, timeout_ms > 0);
     if (refused)
         return refused;
-    execvp(argv[0], argv);
-    return refuse(argv[0]);
+    if (*words[FOLDER] && chdir(words[FOLDER]))
+        return refuse(words[FOLDER]);
+    if (!login)
+        return execvp(argv[0], argv), refuse(argv[0]);
+    if (!*words[FOLDER] && chdir(account.home) && chdir("/"))
+        return refuse("/");
+    return execute_login(&account);
 }
 
 static int keep_request(const char *path) {
@@ -125,5 +159,7 @@ int login_shell(int argc, char **argv) {
         return keep_request(path);
     if (!strncmp(argv[2], "r:", 2))
         return execute_kept(path);
+    if (!strncmp(argv[2], "f:", 2))
+        enter_machine() ? (void)refuse("cannot enter the machine") : serve_files(0, 1);
     return strstr(argv[2], "sftp-server") ? serve_sftp() : NOT_EXECUTABLE;
 }
