@@ -18,10 +18,6 @@ KEPT_BYTES = 512
 MAX_OUTPUT_BYTES = 1 << 20
 
 
-class Flooded(ConnectionError):
-    """The command wrote more than a check may."""
-
-
 class ShortOutput:
     """The far end of a check's command: no input, the end of the output, and a limit on all of it."""
 
@@ -36,7 +32,11 @@ class ShortOutput:
         self._taken_bytes += len(data)
         self.tail = (self.tail + data)[-KEPT_BYTES:]
         if self._taken_bytes > MAX_OUTPUT_BYTES:
-            raise Flooded(f"it wrote more than {MAX_OUTPUT_BYTES >> 20} MiB")
+            raise ConnectionError
+
+    @property
+    def flooded(self) -> bool:
+        return self._taken_bytes > MAX_OUTPUT_BYTES
 
     @property
     def last_line(self) -> str:
@@ -117,6 +117,8 @@ async def _run(services: Services, machine: Machine, command: tuple[str, ...]) -
         raise Unsupported(f"architecture '{machine.architecture}' has no exec, which the health check needs")
     output = ShortOutput()
     ended = await driver.exec(services.spec(machine), ExecRequest(command=command), output)
+    if output.flooded:
+        return f"it wrote more than {MAX_OUTPUT_BYTES >> 20} MiB"
     if ended.code == 0:
         return None
     said = f": {output.last_line}" if output.last_line else ""

@@ -1,7 +1,8 @@
 """The driver of fake machines.
 
 A machine's environment can make it misbehave: `fake.fail-start` is the reason for which its start fails,
-`fake.start-seconds` how long a start takes, and with `fake.ignore-stop` it never ends when asked.
+`fake.start-seconds` how long a start takes, with `fake.ignore-stop` it never ends when asked, and `fake.exit-reason` is
+what is said of its end.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from triarch.model.template import Init
 FAIL_START = "fake.fail-start"
 START_SECONDS = "fake.start-seconds"
 IGNORE_STOP = "fake.ignore-stop"
+EXIT_REASON = "fake.exit-reason"
 
 POLL_SECONDS = 0.02
 PIECE_BYTES = 1 << 16
@@ -95,7 +97,7 @@ class FakeDriver:
             pid=_new_pid(),
             started_at=now,
             ends_at=None if attached or course.seconds is None else now + course.seconds,
-            planned=Exit(code=course.code),
+            planned=Exit(code=course.code, reason=environment.get(EXIT_REASON, "")),
             on_terminate=None if IGNORE_STOP in environment else course.on_terminate,
         )
         self.host.save(spec, machine)
