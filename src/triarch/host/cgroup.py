@@ -229,30 +229,6 @@ def remove_if_empty(path: str) -> None:
             group.rmdir()
 
 
-def supports_io_weight() -> bool:
-    """Whether the kernel here can weigh block I/O: version 1 needs BFQ or CFQ."""
-    trees = cgroup_trees()
-    if trees.version == 2:
-        return "io" in trees.controllers
-    root = trees.controllers.get("blkio")
-    return root is not None and any((root / f"blkio.{name}").exists() for name in ("weight", "bfq.weight"))
-
-
-def runtime_weighs_io() -> bool:
-    """Whether crun sets an I/O weight as it is given: on version 2 it stretches 10 … 1000 to 1 … 10000, so that its
-    100 would be nine times the share of a group without a weight."""
-    return cgroup_trees().version == 1
-
-
-def set_io_weight(path: str, weight: int) -> None:
-    """Give a group of version 2 its share of every disk, relative to 100; absent is success."""
-    for name in V2_IO_WEIGHTS:
-        control = _V2_ROOT / path.lstrip("/") / name
-        with suppress(FileNotFoundError):
-            if control.exists():
-                control.write_text(f"default {weight}")
-
-
 def can_filter_devices() -> bool:
     """Whether device rules can be set: version 2 keeps them in BPF programs, for which crun raises its memory limit."""
     trees = cgroup_trees()

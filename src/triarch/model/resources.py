@@ -31,7 +31,8 @@ class Resources(msgspec.Struct, frozen=True, kw_only=True):
 
     `cpus` counts host processors and may be a fraction; `cpu_set` pins to processors of the host (`0-3,6`, cpuset(7)).
     `cpu_weight` and `io_weight` are relative, 100 is the ordinary share. `swap_bytes` comes on top of `memory_bytes`; 0
-    forbids swapping. Rates are those of the delta's disk and of the first network card; receive is towards the machine.
+    forbids swapping, None allows as much swap as memory where that has a limit. Rates are those of the delta's disk and
+    of the first network card; receive is towards the machine.
     """
 
     cpus: Cpus | None = None

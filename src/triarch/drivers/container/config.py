@@ -8,15 +8,14 @@ from __future__ import annotations
 import msgspec
 
 from triarch.drivers.container.seccomp import Seccomp
+from triarch.model.account import Account
 from triarch.model.driver import ExecRequest, MachineSpec, Resize
 from triarch.model.network import BridgeLink
-from triarch.model.resources import Resources
 from triarch.model.template import Init
 
 SYSTEM_INIT = ("/sbin/init",)
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SECCOMP_ANNOTATION = "run.oci.seccomp_bpf_data"
-CPU_PERIOD_US = 100_000
 
 # Podman's default set (containers.conf(5), `default_capabilities`).
 APP_CAPABILITIES = tuple(
@@ -108,34 +107,16 @@ class AllowedDevice(DeviceRule, frozen=True, kw_only=True, omit_defaults=False):
     minor: int | msgspec.UnsetType = msgspec.UNSET
 
 
-class Cpu(_Oci, frozen=True, kw_only=True):
-    quota: int
-    period: int
-
-
-class Memory(_Oci, frozen=True, kw_only=True):
-    limit: int
-
-
-class Pids(_Oci, frozen=True, kw_only=True):
-    limit: int
-
-
-class BlockIo(_Oci, frozen=True, kw_only=True):
-    weight: int
-
-
 class Limits(_Oci, frozen=True, kw_only=True):
+    """Only what cannot change: all other limits are set before the first process begins (`drivers.container.resize`)."""
+
     devices: tuple[DeviceRule, ...] = ()
-    cpu: Cpu | None = None
-    memory: Memory | None = None
-    pids: Pids | None = None
-    block_io: BlockIo | None = msgspec.field(default=None, name="blockIO")
 
 
-class User(_Oci, frozen=True, kw_only=True, omit_defaults=False):
+class User(_Oci, frozen=True, kw_only=True):
     uid: int
     gid: int
+    additional_gids: tuple[int, ...] = ()
 
 
 class Capabilities(_Oci, frozen=True, kw_only=True, omit_defaults=False):
@@ -226,10 +207,8 @@ def make_config(
     terminal: Resize | None,
     *,
     device_rules: bool = True,
-    weigh_io: bool = True,
 ) -> Config:
-    """All of `config.json`. Without `device_rules` the user namespace and `nodev` mounts alone keep devices away;
-    without `weigh_io` something else sets the I/O weight.
+    """All of `config.json`. Without `device_rules` the user namespace and `nodev` mounts alone keep devices away.
 
     `compiled` is the finished filter, if there is one; `terminal` gives an app machine one."""
     machine = spec.machine
@@ -255,7 +234,7 @@ def make_config(
                 Namespace(type="network", path=paths.network_namespace),
             ),
             cgroups_path=spec.cgroup,
-            resources=_limits(machine.resources, device_rules, weigh_io),
+            resources=_limits(device_rules),
             masked_paths=_MASKED_PATHS,
             # The kernel guards /proc/sys against other user namespaces; an init sets its own network's values there.
             readonly_paths=_READ_ONLY_PATHS if system else (*_READ_ONLY_PATHS, "/proc/sys"),
@@ -266,20 +245,22 @@ def make_config(
     )
 
 
-def exec_process(spec: MachineSpec, request: ExecRequest) -> Process:
-    """The process that `crun exec --process` adds to a running machine."""
+def exec_process(spec: MachineSpec, request: ExecRequest, account: Account) -> Process:
+    """The process that `crun exec --process` adds to a running machine; `account` is whom the request's user means."""
     return Process(
         terminal=request.terminal,
-        user=User(uid=request.user, gid=request.group),
+        user=User(uid=account.uid, gid=account.gid, additional_gids=account.groups),
         args=request.command,
-        env=environment(spec, request.environment, terminal=request.terminal),
-        cwd=request.directory,
-        capabilities=_granted(capabilities(spec.machine.init), uid=request.user),
+        env=environment(spec, request.environment, terminal=request.terminal, account=account),
+        cwd=request.directory or "/",
+        capabilities=_granted(capabilities(spec.machine.init), uid=account.uid),
         console_size=ConsoleSize(height=request.rows, width=request.columns) if request.terminal else None,
     )
 
 
-def environment(spec: MachineSpec, extra: dict[str, str], *, terminal: bool) -> tuple[str, ...]:
+def environment(
+    spec: MachineSpec, extra: dict[str, str], *, terminal: bool, account: Account | None = None
+) -> tuple[str, ...]:
     """`NAME=VALUE`, sorted: the template's, then the machine's, then `extra` win over what everything gets."""
     values = {"PATH": PATH, "container": "oci"}
     if spec.machine.init is Init.SYSTEM:
@@ -287,6 +268,7 @@ def environment(spec: MachineSpec, extra: dict[str, str], *, terminal: bool) -> 
         values["container_uuid"] = spec.uuid
     if terminal:
         values["TERM"] = "xterm"
+    values |= account.environment if account is not None else {}
     values |= spec.template.environment | spec.machine.environment | extra
     return tuple(f"{name}={value}" for name, value in sorted(values.items()))
 
@@ -321,16 +303,9 @@ def _mounts(system: bool, paths: Paths) -> tuple[Mount, ...]:
     return (*fixed, *(of_init if system else ()), *files)
 
 
-def _limits(resources: Resources, device_rules: bool, weigh_io: bool) -> Limits:
+def _limits(device_rules: bool) -> Limits:
     allowed = tuple(
         AllowedDevice(allow=True, major=major, minor=msgspec.UNSET if minor is None else minor)
         for major, minor in _DEVICES
     )
-    cpus = resources.cpus
-    return Limits(
-        devices=(DeviceRule(allow=False), *allowed) if device_rules else (),
-        cpu=None if cpus is None else Cpu(quota=max(1000, round(cpus * CPU_PERIOD_US)), period=CPU_PERIOD_US),
-        memory=None if resources.memory_bytes is None else Memory(limit=resources.memory_bytes),
-        pids=None if resources.pids is None else Pids(limit=resources.pids),
-        block_io=BlockIo(weight=resources.io_weight) if weigh_io and resources.io_weight is not None else None,
-    )
+    return Limits(devices=(DeviceRule(allow=False), *allowed) if device_rules else ())
