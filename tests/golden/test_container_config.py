@@ -16,6 +16,7 @@ from triarch.drivers.container.config import Paths, capabilities, exec_process, 
 from triarch.drivers.container.monitor import conmon_command
 from triarch.drivers.container.record import RunFiles
 from triarch.drivers.container.seccomp import Argument, Condition, Profile, ProfileRule, resolve
+from triarch.model.account import find_account, parse_user
 from triarch.model.driver import ExecRequest, LayerFile, MachineSpec, Resize
 from triarch.model.machine import IdRange, Machine
 from triarch.model.network import BridgeLink, Link, Nic, NoLink
@@ -125,12 +126,15 @@ def test_small_files(link: Link) -> None:
     compare(f"files-{name}.txt", "".join(f"== {file}\n{text}" for file, text in sorted(files.items())))
 
 
+PASSWD = b"root:x:0:0:root:/root:/bin/bash\nwww-data:x:33:33::/var/www:/usr/sbin/nologin\n"
+GROUP = b"tty:x:5:www-data\nwww-data:x:33:\n"
+
+
 @pytest.mark.parametrize("user", [0, 33])
 def test_exec_process(user: int) -> None:
-    request = ExecRequest(
-        command=("stty", "size"), terminal=True, user=user, group=user, directory="/tmp", environment={"LANG": "de"}
-    )
-    compare(f"exec-user-{user}.json", as_json(exec_process(spec(Init.SYSTEM), request)))
+    request = ExecRequest(command=("stty", "size"), terminal=True, directory="/tmp", environment={"LANG": "de"})
+    account = find_account(parse_user(str(user)), PASSWD, GROUP)
+    compare(f"exec-user-{user}.json", as_json(exec_process(spec(Init.SYSTEM), request, account)))
 
 
 @pytest.mark.parametrize(("terminal", "attached"), [(True, False), (False, True), (False, False)])

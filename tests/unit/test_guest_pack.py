@@ -134,8 +134,10 @@ def test_keys_are_what_dropbear_and_openssh_read() -> None:
 
 
 def test_requests_are_netstrings() -> None:
-    request = ExecRequest(command=("echo", "ü 5:x"), user=33, group=44, directory="/tmp", environment={"A": "b=c"})
-    assert encode_request(request) == "2:332:444:/tmp1:24:echo6:ü 5:x5:A=b=c".encode()
+    request = ExecRequest(command=("echo", "ü 5:x"), user="bob:44", directory="/tmp", environment={"A": "b=c"})
+    assert encode_request(request) == "6:bob:444:/tmp1:01:04:50001:24:echo6:ü 5:x5:A=b=c".encode()
+    login = ExecRequest(login=True, timeout_seconds=1.5)
+    assert encode_request(login) == b"1:00:1:14:15004:50001:0"
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ COMMANDS: dict[str, str] = {
     "list": "look",
     "info": "look",
     "exec": "attach",
+    "shell": "attach",
     "console": "attach",
     "logs": "watch",
     "start": "machines",

@@ -12,13 +12,15 @@ import msgspec
 from triarch.cli import terminal
 from triarch.cli.arguments import (
     CommandAfterName,
+    Number,
     machine_argument,
     without_dashes,
 )
 from triarch.cli.session import Session
 from triarch.cli.settings import parse_environment, setting_options, settings_of
-from triarch.errors import Failed, Invalid
-from triarch.model.driver import ExecRequest, Resize
+from triarch.errors import Failed
+from triarch.model.command import MAX_TIMEOUT_SECONDS
+from triarch.model.driver import TIMED_OUT_CODE, ExecRequest, Resize
 from triarch.model.machine import CreateMachine, Exit
 from triarch.model.settings import Settings
 from triarch.model.stream import RunRequest
@@ -44,54 +46,83 @@ def _code(end: Exit | None) -> int:
     return end.code
 
 
-@click.command("exec", cls=CommandAfterName)
+_user_option = click.option(
+    "-u", "--user", metavar="USER", default="0", help="Whom it runs as: NAME|UID[:GROUP|GID], looked up in the machine."
+)
+_directory_option = click.option("-w", "--cwd", "directory", metavar="DIR", help="Run it in this directory.")
+_environment_option = click.option(
+    "-e", "--env", "environment", metavar="K=V", multiple=True, help="Environment variable."
+)
+
+
+@click.command(
+    "exec",
+    cls=CommandAfterName,
+    epilog="Examples: triarch exec web -- uname -a; triarch exec -t web top; "
+    "triarch exec --user www-data --cwd /srv web -- sh -c 'ls | wc -l'; triarch exec --timeout 30 web -- make",
+)
 @_terminal_option
 @_input_options[0]
 @_input_options[1]
-@click.option("-u", "--user", metavar="UID[:GID]", default="0", help="Run it as this numeric user.")
-@click.option("-w", "--cwd", "directory", metavar="DIR", default="/", help="Run it in this directory.")
-@click.option("-e", "--env", "environment", metavar="K=V", multiple=True, help="Environment variable.")
+@_user_option
+@_directory_option
+@_environment_option
+@click.option(
+    "--timeout",
+    "timeout_seconds",
+    metavar="SECONDS",
+    type=Number(min=0, min_open=True, max=MAX_TIMEOUT_SECONDS),
+    help="End it after so long (SIGTERM, 5 s later SIGKILL) and exit with 124.",
+)
 @machine_argument()
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def exec_command(
-    session: Session,
-    with_terminal: bool | None,
-    interactive: bool,
-    no_input: bool,
-    user: str,
-    directory: str,
-    environment: tuple[str, ...],
-    name: str,
-    command: tuple[str, ...],
+    session: Session, /, with_terminal: bool | None, interactive: bool, no_input: bool, **values: Any
 ) -> int:
     """Run COMMAND in a running machine and exit with its code."""
-    command = without_dashes(command)
+    name, command = values["name"], without_dashes(values["command"])
     if not command:
         raise click.UsageError(f"no command for machine '{name}': triarch exec {name} -- COMMAND")
+    request = ExecRequest(command=command, timeout_seconds=values["timeout_seconds"])
+    return _converse(session, request, values, with_terminal, interactive=not no_input)
+
+
+@click.command(
+    "shell",
+    short_help="A login shell in a running machine.",
+    epilog="Examples: triarch shell web; triarch shell --user postgres db",
+)
+@_terminal_option
+@_user_option
+@_directory_option
+@_environment_option
+@machine_argument()
+@click.pass_obj
+def shell_command(session: Session, /, with_terminal: bool | None, **values: Any) -> int:
+    """Begin the login shell of a user of the machine, at home, and exit with its code."""
+    return _converse(session, ExecRequest(login=True), values, with_terminal, interactive=True)
+
+
+def _converse(
+    session: Session, request: ExecRequest, values: dict[str, Any], with_terminal: bool | None, *, interactive: bool
+) -> int:
     use_terminal = terminal.is_terminal() if with_terminal is None else with_terminal
-    uid, gid = _parse_user(user)
     size = terminal.size()
-    request = ExecRequest(
-        command=command,
+    request = msgspec.structs.replace(
+        request,
         terminal=use_terminal,
         columns=size.columns,
         rows=size.lines,
-        user=uid,
-        group=gid,
-        directory=directory,
-        environment=_with_term(parse_environment(environment), use_terminal),
+        user=values["user"],
+        directory=values["directory"],
+        environment=_with_term(parse_environment(values["environment"]), use_terminal),
     )
-    with session.client.exec(name, request) as stream:
-        return _code(terminal.Attachment(stream, terminal=use_terminal, interactive=not no_input).run())
-
-
-def _parse_user(text: str) -> tuple[int, int]:
-    uid, _, gid = text.partition(":")
-    words = (uid, gid or uid)
-    if not all(word.isascii() and word.isdigit() and int(word) < 1 << 32 for word in words):
-        raise Invalid(f"illegal user '{text}': it needs a number, or two as UID:GID")
-    return int(words[0]), int(words[1])
+    with session.client.exec(values["name"], request) as stream:
+        end = terminal.Attachment(stream, terminal=use_terminal, interactive=interactive).run()
+    if end is not None and end.code == TIMED_OUT_CODE and end.reason:
+        print(f"triarch: {end.reason}", file=sys.stderr)
+    return _code(end)
 
 
 def _with_term(environment: dict[str, str], use_terminal: bool) -> dict[str, str]:

@@ -47,7 +47,7 @@ from triarch.engine.template_procedures import BuildTree, DeleteTemplate, Import
 from triarch.engine.trees import Trees
 from triarch.engine.waiting import wait_until
 from triarch.errors import Cancelled, Denied, Exists, InUse, Invalid, Unsupported, WrongState
-from triarch.model.command import check_command
+from triarch.model.command import check_exec
 from triarch.model.driver import Architecture, ExecRequest, Observation, Resize, Usage
 from triarch.model.event import Event
 from triarch.model.instance import Instance
@@ -382,9 +382,7 @@ class Engine:
         machine = self._services.machines.get(check_machine_name(name))
         next_state(name, machine.state, Verb.EXEC)
         driver = self._services.driver(machine)
-        if not request.command:
-            raise Invalid(f"exec in machine '{name}' needs a command", hint=f"triarch exec {name} -- sh")
-        check_command(request.command, request.environment)
+        check_exec(name, request)
         if not isinstance(driver, Exec):
             raise self._lacks(machine.architecture, "exec")
         return await driver.exec(self._services.spec(machine), request, stdio)

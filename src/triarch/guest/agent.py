@@ -85,7 +85,7 @@ class Agent:
         connection = await self._connect(_CONNECT_TIMEOUT_SECONDS)
         try:
             process = await self._start(connection, request, encoded)
-        except _connection_errors() as error:
+        except connection_errors() as error:
             raise Unavailable(f"the machine's agent did not run the command: {error}") from error
         if request.timeout_seconds is None:
             return await _converse(process, stdio, terminal=request.terminal)
@@ -99,16 +99,27 @@ class Agent:
         connection = await self._connect(_CONNECT_TIMEOUT_SECONDS)
         try:
             process = await connection.create_process(_SERVE_FILES, encoding=None)
-        except _connection_errors() as error:
+        except connection_errors() as error:
             raise Unavailable(f"the machine's agent did not start the file server: {error}") from error
         await _converse(process, stdio, terminal=False)
+
+    async def request(self, command: str) -> SSHClientProcess[bytes]:
+        """Begin one of the requests of `init/session.c`, whose input and output are the caller's.
+
+        Raises `Unavailable` or `TimedOut` when there is no agent.
+        """
+        connection = await self._connect(_CONNECT_TIMEOUT_SECONDS)
+        try:
+            return await connection.create_process(command, encoding=None)
+        except connection_errors() as error:
+            raise Unavailable(f"the machine's agent did not take a request: {error}") from error
 
     async def close(self) -> None:
         """Let go of the port; commands that still run are hung up."""
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.abort()
-            with contextlib.suppress(*_connection_errors()):
+            with contextlib.suppress(*connection_errors()):
                 await connection.wait_closed()
 
     async def _start(
@@ -149,7 +160,7 @@ class Agent:
                         return await self._log_in(port.dup())
             except (FileNotFoundError, ConnectionRefusedError) as error:
                 raise Unavailable(f"the machine's agent port {self._socket_path} is gone") from error
-            except _connection_errors():
+            except connection_errors():
                 pass  # a session of an earlier client that is just ending: try again
             await asyncio.sleep(_RETRY_SECONDS)
             patience = min(2 * patience, _LAST_BANNER_SECONDS)
@@ -213,7 +224,8 @@ def encode_request(request: ExecRequest) -> bytes:
     return whole
 
 
-def _connection_errors() -> tuple[type[Exception], ...]:
+def connection_errors() -> tuple[type[Exception], ...]:
+    """What a connection to an agent can end with."""
     # asyncssh takes a fifth of a second to import: only where an agent is really used.
     import asyncssh
 
@@ -286,7 +298,7 @@ async def _converse(process: SSHClientProcess[bytes], stdio: Stdio, *, terminal:
 async def _feed(process: SSHClientProcess[bytes], stdio: Stdio, *, terminal: bool) -> None:
     while True:
         piece = await stdio.read()
-        with contextlib.suppress(*_connection_errors()):  # the command closed its input, or ended
+        with contextlib.suppress(*connection_errors()):  # the command closed its input, or ended
             match piece:
                 case Data(data):
                     process.stdin.write(data)
@@ -310,13 +322,13 @@ async def _show(source: SSHReader[bytes], stream: Stream, stdio: Stdio) -> None:
 async def _read(source: SSHReader[bytes]) -> bytes:
     try:
         return await source.read(_CHUNK_BYTES)
-    except _connection_errors():
+    except connection_errors():
         return b""  # the machine ended: what it said has been shown
 
 
 async def _hang_up(process: SSHClientProcess[bytes]) -> None:
     for name in ("HUP", "KILL"):
-        with contextlib.suppress(*_connection_errors()):
+        with contextlib.suppress(*connection_errors()):
             process.send_signal(name)
             async with asyncio.timeout(_HANGUP_SECONDS):
                 await process.wait_closed()

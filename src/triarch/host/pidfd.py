@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+from collections.abc import Iterable
 from pathlib import Path
 
 import msgspec
@@ -102,5 +103,19 @@ def find_by_argument(argument: str) -> tuple[ProcessId, ...]:
         except OSError:
             continue
         if wanted in words and (process := process_id(int(entry.name))) is not None:
+            found.append(process)
+    return tuple(found)
+
+
+def session_members(pids: Iterable[int], leader: int) -> tuple[ProcessId, ...]:
+    """Those of `pids` that are in the session of `leader` (setsid(2))."""
+    found = []
+    for pid in pids:
+        process = process_id(pid)
+        try:
+            session = os.getsid(pid)
+        except OSError:
+            continue
+        if process is not None and session == leader:
             found.append(process)
     return tuple(found)

@@ -139,16 +139,29 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ExecRequest(msgspec.Struct, frozen=True, kw_only=True):
-    """A command for a running machine. `user` is a numeric uid; with `terminal` stdout and stderr are one stream."""
+    """A command for a running machine, or, with `login` and no command, the login shell of its user.
 
-    command: tuple[str, ...]
+    `user` is `NAME|UID[:GROUP|GID]`: names, supplementary groups, HOME, USER and SHELL are what the machine's own
+    passwd and group say. Without a `directory` a command runs in `/` and a login shell at home. With `terminal` stdout
+    and stderr are one stream. After `timeout_seconds` the whole session gets SIGTERM, `TIMEOUT_GRACE_SECONDS` later
+    SIGKILL, and the exit code is `TIMED_OUT_CODE`, as timeout(1) has it.
+    """
+
+    command: tuple[str, ...] = ()
+    login: bool = False
     terminal: bool = False
     columns: int = 80
     rows: int = 24
-    user: int = 0
-    group: int = 0
-    directory: str = "/"
+    user: str = "0"
+    directory: str | None = None
     environment: dict[str, str] = {}
+    timeout_seconds: float | None = None
+
+
+TIMED_OUT_CODE = 124
+TIMEOUT_GRACE_SECONDS = 5.0
+# The refusal of a shell: there is such a command, or such a user, but not for this request.
+NOT_EXECUTABLE_CODE = 126
 
 
 class Stream(StrEnum):

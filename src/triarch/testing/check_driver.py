@@ -344,8 +344,7 @@ class CheckExec(DriverFixtures):
     async def test_user_directory_and_environment(self, rig: DriverRig) -> None:
         wanted = ExecRequest(
             command=shell('id -u; id -g; pwd; echo "$WORD"'),
-            user=33,
-            group=34,
+            user="33:34",
             directory="/tmp",
             environment={"WORD": "a b;'\"$x"},
         )

@@ -16,14 +16,28 @@ from typing import Any
 import msgspec
 
 from triarch.drivers.base import Stdio
+from triarch.drivers.container.account import look_up
 from triarch.drivers.container.config import exec_process
 from triarch.drivers.container.record import files_of
 from triarch.drivers.container.refusal import refusal
 from triarch.drivers.container.streams import copy_until, pipe_for_child, readable, write_all
 from triarch.errors import MachineFailed
+from triarch.host.cgroup import pids_in
 from triarch.host.child import Child, kill_group_of
+from triarch.host.pidfd import ProcessId, send_signal, session_members
 from triarch.host.terminal import set_window_size
-from triarch.model.driver import Data, EndOfInput, ExecRequest, MachineSpec, Resize, Stream
+from triarch.model.account import Account, NoSuchUser
+from triarch.model.driver import (
+    NOT_EXECUTABLE_CODE,
+    TIMED_OUT_CODE,
+    TIMEOUT_GRACE_SECONDS,
+    Data,
+    EndOfInput,
+    ExecRequest,
+    MachineSpec,
+    Resize,
+    Stream,
+)
 from triarch.model.machine import Exit
 
 _RUNTIME_FAILED = 255
@@ -32,10 +46,15 @@ _TERMINAL_SECONDS = 0.2
 _numbers = itertools.count()
 
 
-async def run_exec(spec: MachineSpec, request: ExecRequest, stdio: Stdio, crun: str) -> Exit:
-    """As `Exec.exec`, for a machine that runs."""
+async def run_exec(spec: MachineSpec, first: ProcessId, request: ExecRequest, stdio: Stdio, crun: str) -> Exit:
+    """As `Exec.exec`, for a machine that runs; `first` is its first process."""
+    try:
+        account, request = await look_up(first, spec, request)
+    except NoSuchUser as error:
+        await stdio.write(Stream.STDERR, f"triarch: {error}\n".encode())
+        return Exit(code=NOT_EXECUTABLE_CODE, reason=str(error))
     with ExitStack() as stack:
-        session = _Session(spec, request, stdio, crun, stack)
+        session = _Session(spec, request, account, stdio, crun, stack)
         await session.start()
         try:
             code = await session.converse()
@@ -48,20 +67,24 @@ async def run_exec(spec: MachineSpec, request: ExecRequest, stdio: Stdio, crun: 
 class _Session:
     """One command: its files, its process, and the pumps between it and the far end."""
 
-    def __init__(self, spec: MachineSpec, request: ExecRequest, stdio: Stdio, crun: str, stack: ExitStack) -> None:
+    def __init__(
+        self, spec: MachineSpec, request: ExecRequest, account: Account, stdio: Stdio, crun: str, stack: ExitStack
+    ) -> None:
         self._spec = spec
         self._request = request
+        self._account = account
         self._stdio = stdio
         self._crun = crun
         self._stack = stack
         self._pid_fd = self._memory_file("pid")
         self._log_fd = self._memory_file("log")
+        self._expired = False
         self._input_fd = -1
         self._outputs: dict[int, Stream] = {}
 
     async def start(self) -> None:
         process_fd = self._memory_file("process")
-        os.write(process_fd, msgspec.json.encode(exec_process(self._spec, self._request)))
+        os.write(process_fd, msgspec.json.encode(exec_process(self._spec, self._request, self._account)))
         argv = [
             self._crun,
             f"--root={files_of(self._spec).runtime_root}",
@@ -142,9 +165,10 @@ class _Session:
             for fd, stream in self._outputs.items()
         ]
         feeding = asyncio.create_task(self._feed())
-        pending: set[asyncio.Task[Any]] = {ended, feeding, *outputs}
+        expiring = asyncio.create_task(self._expire())
+        pending: set[asyncio.Task[Any]] = {ended, feeding, expiring, *outputs}
         try:
-            while pending - {feeding}:
+            while pending - {feeding, expiring}:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
@@ -156,6 +180,8 @@ class _Session:
 
     def exit(self, code: int) -> Exit:
         """crun's own failures have a code that commands have too: what it logged tells them apart."""
+        if self._expired:
+            return Exit(code=TIMED_OUT_CODE, reason=f"timed out after {self._request.timeout_seconds:g} s")
         if code < 0:
             return Exit(code=128 - code, reason=f"crun was ended by signal {-code}")
         reason = os.pread(self._log_fd, 4096, 0).decode(errors="replace").strip() if code == _RUNTIME_FAILED else ""
@@ -166,6 +192,26 @@ class _Session:
         if refused is None:
             raise MachineFailed(f"cannot run a command in machine '{self._spec.machine.name}': {text}")
         return refused
+
+    async def _expire(self) -> None:
+        """End the command, and what it began in its session, once its time is over; then crun, should it hang."""
+        if self._request.timeout_seconds is None:
+            return
+        await asyncio.sleep(self._request.timeout_seconds)
+        self._expired = True
+        self._signal_session(signal.SIGTERM)
+        # What is stopped does not end.
+        self._signal_session(signal.SIGCONT)
+        for _ in range(2):
+            await asyncio.sleep(TIMEOUT_GRACE_SECONDS)
+            self._signal_session(signal.SIGKILL)
+        self._child.kill()
+
+    def _signal_session(self, number: int) -> None:
+        pid_text = os.pread(self._pid_fd, 32, 0).strip()
+        if pid_text:
+            for process in session_members(pids_in(self._spec.cgroup), int(pid_text)):
+                send_signal(process, number)
 
     async def end(self) -> None:
         """The far end is gone: hang up, as a terminal would, then kill."""

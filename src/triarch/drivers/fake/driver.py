@@ -20,7 +20,10 @@ from triarch.drivers.base import FREEZE_SECONDS, Stdio, capabilities_of
 from triarch.drivers.fake.host import KILLED, FakeHost, FakeMachine
 from triarch.drivers.fake.shell import Forever, Output, Plan, Program, Read, Shell, Sleep, plan
 from triarch.errors import Damaged, Invalid, MachineFailed, TimedOut, WrongState
+from triarch.model.account import NoSuchUser, find_account, parse_user
 from triarch.model.driver import (
+    NOT_EXECUTABLE_CODE,
+    TIMED_OUT_CODE,
     Data,
     DriverInfo,
     EndOfInput,
@@ -45,6 +48,9 @@ EXIT_REASON = "fake.exit-reason"
 
 POLL_SECONDS = 0.02
 PIECE_BYTES = 1 << 16
+# Every fake machine's own.
+PASSWD_FILE = b"root:x:0:0::/root:/bin/sh\nbob:x:1000:1000::/home/bob:/bin/sh\n"
+GROUP_FILE = b"root:x:0:\nbob:x:1000:\n"
 HANG_UP = Exit(code=128 + 1, reason="the far end went away")
 
 
@@ -167,18 +173,29 @@ class FakeDriver:
     async def exec(self, spec: MachineSpec, request: ExecRequest, stdio: Stdio) -> Exit:
         self._need_running(spec, "exec")
         await self._until_thawed(spec)
+        try:
+            account = find_account(parse_user(request.user), PASSWD_FILE, GROUP_FILE)
+        except NoSuchUser as error:
+            await stdio.write(Stream.STDERR, f"fake: {error}\n".encode())
+            return Exit(code=NOT_EXECUTABLE_CODE, reason=str(error))
         shell = Shell(
-            environment=request.environment,
+            environment={**account.environment, **request.environment},
             pid=_new_pid(),
-            user=request.user,
-            group=request.group,
-            directory=request.directory,
+            user=account.uid,
+            group=account.gid,
+            directory=request.directory or (account.home if request.login else "/"),
             terminal=Resize(request.columns, request.rows) if request.terminal else None,
             is_alive=self._alive.__contains__,
         )
+        program = shell.run_login() if request.login else shell.run(request.command)
         self._alive.add(shell.pid)
         try:
-            return await self._while_on(spec, _perform(shell, shell.run(request.command), stdio))
+            async with asyncio.timeout(request.timeout_seconds) as limit:
+                return await self._while_on(spec, _perform(shell, program, stdio))
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return Exit(code=TIMED_OUT_CODE, reason=f"timed out after {request.timeout_seconds:g} s")
         finally:
             self._alive.discard(shell.pid)
 

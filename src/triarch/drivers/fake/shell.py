@@ -74,6 +74,14 @@ class Shell:
             yield Output(Stream.STDERR, f"{command[0]}: {error}\n".encode())
             return 2
 
+    def run_login(self) -> Program:
+        """A login shell: runs each line of its input, and ends with the last one's code."""
+        code = 0
+        while (piece := (yield Read())) is not None:
+            for line in piece.decode(errors="replace").splitlines():
+                code = yield from self.run(("sh", "-c", line))
+        return code
+
     def run_init(self) -> Program:
         """A template's own init: it runs until it is asked to end."""
         self.on_terminate = 0

@@ -310,6 +310,8 @@ class QemuDriver:
     # -- capabilities
 
     async def exec(self, spec: MachineSpec, request: ExecRequest, stdio: Stdio) -> Exit:
+        environment = spec.template.environment | spec.machine.environment | request.environment
+        request = msgspec.structs.replace(request, environment=environment)
         return await self._agent(spec, "exec in").exec(request, stdio)
 
     def _agent(self, spec: MachineSpec, verb: str) -> Agent:

@@ -4,6 +4,10 @@
  *   app.c      PID 1 of an `app` guest: runs the command, carries its input and output, reports its exit
  *   agent.c    supervisor outside the machine's root: SSH over a virtio-serial port, orderly stop
  *   session.c  login shell of that SSH server: enters the machine and executes one request
+ *   account.c  whom that runs as
+ *   limit.c    and for how long
+ *   freeze.c   holding the filesystems still for a clone, setting the clock
+ *   adapt.c    takes up what the host plugs in
  *   base.c     files, messages, frames and ports
  *
  * The initramfs stays in memory as a hidden root. `/machine` in it leads to the machine's root.
@@ -17,6 +21,8 @@
 
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 #define HEADER_BYTES 5
+/* `major:minor` of the delta's disk, in the hidden root. */
+#define DELTA_FILE "/etc/delta"
 
 /* The two ports that speak frames; -1 where the host gave none. */
 extern int control_port, report_port;
@@ -45,10 +51,34 @@ char *config(const char *key, int nth);
 size_t config_size(const char *key);
 int config_count(const char *key);
 
+#define FALLBACK_SHELL "/bin/sh"
+#define MAX_GROUPS 65536 /* of the kernel: NGROUPS_MAX */
+
+/* `name` is NULL for a number that the machine's files do not know. */
+struct account {
+    unsigned uid, gid;
+    unsigned *groups;
+    size_t group_count;
+    const char *name, *home, *shell;
+};
+
+/* Look `NAME|UID[:GROUP|GID]` up in this root's files. False for who is not there, which is said on standard error. */
+bool find_account(char *wanted, struct account *account);
+/* Fork. The child goes on; the parent waits for it, ends its session when the time is over, and never returns. */
+void limit_time(unsigned long timeout_ms, unsigned long grace_ms);
+
 void run_app(void) __attribute__((noreturn));
 /* Fork the supervisor of the SSH port and, unless PID 1 itself is ours, the one that heeds STOP. */
 void start_agent(int port, bool app);
+/* Take up processors and room on the delta that came since, and tell the host what there is now. */
+void adapt(void);
+/* The delta's disk, while its name can still be looked up. */
+void remember_delta(const char *device);
 int exit_hook(int argc, char **argv);
 int login_shell(int argc, char **argv);
+/* Hold all filesystems of the machine still until standard input ends, or for `seconds` after its last byte. */
+int freeze_machine(int seconds);
+/* `SECONDS[.NANOSECONDS]` since 1970, the nanoseconds with all nine digits. */
+int set_clock(const char *seconds);
 
 #endif

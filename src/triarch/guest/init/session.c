@@ -6,6 +6,8 @@
  *               environment's NAME=value
  *   p:ID        keep standard input as request ID (for requests longer than an SSH command may be)
  *   r:ID        execute request ID
+ *   f:SECONDS   hold the filesystems still (freeze.c)
+ *   t:SECONDS   set the clock
  *   f:files     serve the machine's files (../files)
  * and the SSH server itself runs its sftp-server through here.
  */
@@ -159,6 +161,10 @@ int login_shell(int argc, char **argv) {
         return keep_request(path);
     if (!strncmp(argv[2], "r:", 2))
         return execute_kept(path);
+    if (!strncmp(argv[2], "f:", 2))
+        return freeze_machine(atoi(rest));
+    if (!strncmp(argv[2], "t:", 2))
+        return set_clock(rest);
     if (!strncmp(argv[2], "f:", 2))
         enter_machine() ? (void)refuse("cannot enter the machine") : serve_files(0, 1);
     return strstr(argv[2], "sftp-server") ? serve_sftp() : NOT_EXECUTABLE;
