@@ -16,14 +16,16 @@ How a VM must be wired for this guest (the driver writes the command line):
 
 The control port carries frames: one type byte, the payload's length as 4 bytes (big endian), the payload.
 
-    host → guest   STDIN data · END_OF_INPUT · RESIZE columns:u16 rows:u16 · STOP
+    host → guest   STDIN data · END_OF_INPUT · RESIZE columns:u16 rows:u16 · STOP · ADAPT
     guest → host   READY · STDOUT data · STDERR data · CREDIT bytes:u32 · EXIT code:u32 reason · PROBLEM text
+                   ADAPTED processors:u32 errno:u32 delta_bytes:u64
 
 Only an `attached` guest uses the stdio frames. The host may send `STDIN_WINDOW_BYTES` of input ahead; CREDIT says how
 many of them the command took, so that input nobody reads never holds up STOP. READY, EXIT and PROBLEM go to the report
 port and then to the control port, if someone listens there: give the former a file, and an exit code outlives the daemon.
 READY says that the command or the template's init is about to run, EXIT how an `app` command ended, PROBLEM why the
-guest gave up.
+guest gave up. ADAPT has the guest take up the processors, and the room on the delta's disk, that were plugged in since;
+ADAPTED says, on the control port, what it has then, and the errno with which the filesystem did not grow, if any.
 """
 
 from __future__ import annotations
@@ -56,16 +58,18 @@ _MAX_TEXT = 500
 _HEADER = struct.Struct(">BI")
 _SIZE = struct.Struct(">HH")
 _COUNT = struct.Struct(">I")
+_ADAPTED = struct.Struct(">IIQ")
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?\Z")
 
 # panic=-1 with QEMU's -no-reboot ends the VM at once; swiotlb=noforce gives back the 64 MiB that maxmem would cost.
 # noreplace-smp spares patching the whole kernel for one processor, which translated code pays for and never earns back;
 # cryptomgr.notests=1 spares a quarter of a second of self-tests. Auditing and the trace files (9 MiB of entries in
 # tracefs) are spared too: a container has neither. Free memory goes back to the host by 64 KiB (2 to the fourth pages).
+# Memory that is plugged in is used at once.
 _KERNEL_ARGUMENTS = (
     "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable no_timer_check mitigations=off net.ifnames=0 "
     "random.trust_cpu=on swiotlb=noforce noreplace-smp cryptomgr.notests=1 audit=0 "
-    "initcall_blacklist=tracer_init_tracefs page_reporting.page_reporting_order=4"
+    "initcall_blacklist=tracer_init_tracefs page_reporting.page_reporting_order=4 memhp_default_state=online"
 )
 
 # What a VM without hardware of its own does not need. Everything here is also absent in a container.
@@ -258,16 +262,22 @@ class FrameType(IntEnum):
     END_OF_INPUT = 2
     RESIZE = 3
     STOP = 4
+    ADAPT = 8
     READY = 16
     STDOUT = 17
     STDERR = 18
     CREDIT = 19
     EXIT = 20
     PROBLEM = 21
+    ADAPTED = 24
 
 
 class Stop(msgspec.Struct, frozen=True):
     """End in an orderly way: SIGTERM to an `app`'s command, a shutdown of a `system` machine."""
+
+
+class Adapt(msgspec.Struct, frozen=True):
+    """Take up processors and room on the delta that were plugged in."""
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -299,8 +309,16 @@ class GuestProblem(msgspec.Struct, frozen=True):
     text: str
 
 
-HostMessage = Data | EndOfInput | Resize | Stop
-GuestMessage = Ready | Output | Credit | Ended | GuestProblem
+class Adapted(msgspec.Struct, frozen=True, kw_only=True):
+    """What the guest has after `Adapt`; `error` is an errno of growing the filesystem, 0 for none."""
+
+    processors: int
+    error: int
+    delta_bytes: int
+
+
+HostMessage = Data | EndOfInput | Resize | Stop | Adapt
+GuestMessage = Ready | Output | Credit | Ended | GuestProblem | Adapted
 
 
 def encode_message(message: HostMessage) -> bytes:
@@ -315,6 +333,8 @@ def encode_message(message: HostMessage) -> bytes:
             return _frame(FrameType.RESIZE, _SIZE.pack(*(min(max(size, 0), 0xFFFF) for size in (columns, rows))))
         case Stop():
             return _frame(FrameType.STOP, b"")
+        case Adapt():
+            return _frame(FrameType.ADAPT, b"")
 
 
 def _frame(kind: FrameType, payload: bytes) -> bytes:
@@ -363,6 +383,9 @@ def _message(kind: int, payload: bytes) -> GuestMessage:
             return Ended(Exit(code=payload[3], reason=_printable(payload[4:])))
         case FrameType.PROBLEM:
             return GuestProblem(_printable(payload))
+        case FrameType.ADAPTED if len(payload) == _ADAPTED.size:
+            processors, error, delta_bytes = _ADAPTED.unpack(payload)
+            return Adapted(processors=processors, error=error, delta_bytes=delta_bytes)
     raise Damaged(f"the guest sent a malformed frame (type {kind}, {len(payload)} bytes)")
 
 

@@ -148,6 +148,8 @@ static void serve_stop(void) {
             have = 0;
             if (frame[0] == FRAME_STOP)
                 access("/delta/upper", F_OK) ? stop_systemd() : stop_others();
+            else if (frame[0] == FRAME_ADAPT)
+                adapt();
         }
     }
 }

@@ -209,6 +209,7 @@ static void mount_overlay(void) {
         mount_layer(i, where);
         strcat(strcat(options, where), i ? ":" : "");
     }
+    remember_delta(delta_device);
     mount_or_give_up(delta_device, "/delta", "ext4", MS_NOATIME, "discard");
     mkdir("/delta/upper", 0755);
     mkdir("/delta/work", 0755);
@@ -356,6 +357,15 @@ static void mount_modules(void) {
     make_module_nodes(list);
 }
 
+static void remember_delta(void) {
+    struct stat disk;
+    char numbers[40];
+    if (stat(delta_device, &disk))
+        return;
+    snprintf(numbers, sizeof numbers, "%u:%u\n", major(disk.st_rdev), minor(disk.st_rdev));
+    write_file(DELTA_FILE, numbers, strlen(numbers), 0600);
+}
+
 static void prepare_hidden_root(bool app) {
     unlink("/dev/console");
     rmdir("/dev");
@@ -411,6 +421,7 @@ static void boot(void) {
         load_modules("/modules/memory");
     wait_for_devices(uevents);
     mount_overlay();
+    remember_delta();
     bool systemd = init_is_systemd();
     /* Unmounting the overlay then puts the ext4 away. Other inits cannot unmount their root: the agent needs the path. */
     if (app || systemd)

@@ -21,12 +21,14 @@ enum frame_type {
     FRAME_END_OF_INPUT = 2,
     FRAME_RESIZE = 3,
     FRAME_STOP = 4,
+    FRAME_ADAPT = 8,
     FRAME_READY = 16,
     FRAME_STDOUT = 17,
     FRAME_STDERR = 18,
     FRAME_CREDIT = 19,
     FRAME_EXIT = 20,
     FRAME_PROBLEM = 21,
+    FRAME_ADAPTED = 24,
 };
 
 #endif
