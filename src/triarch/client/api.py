@@ -18,7 +18,15 @@ from triarch.errors import Failed, Invalid
 from triarch.model.driver import Architecture, ExecRequest, Usage
 from triarch.model.event import Event
 from triarch.model.instance import Instance
-from triarch.model.machine import CreateMachine, MachineView, RenameMachine, StopMachine, SwitchMachine
+from triarch.model.machine import (
+    CreateMachine,
+    MachineView,
+    RenameMachine,
+    SetMachine,
+    SettingChange,
+    StopMachine,
+    SwitchMachine,
+)
 from triarch.model.operation import Operation
 from triarch.model.request import BuildTemplate, Check
 from triarch.model.server import ServerInfo
@@ -26,6 +34,7 @@ from triarch.model.stream import RunRequest
 from triarch.model.template import Template
 
 if TYPE_CHECKING:
+    from triarch.client.profiles import Profiles
     from triarch.client.snapshots import Snapshots
     from triarch.client.stream import Completed, Stream
 
@@ -67,14 +76,18 @@ class Client:
     def _get(self, target: str, kind: type[T], patience_seconds: float = 0.0) -> T:
         return self._decode(self._connection.request("GET", target, None, patience_seconds), kind)
 
-    def _change(self, method: str, target: str, body: msgspec.Struct | None = None) -> Operation:
-        return self._decode(self._send(method, target, body), Operation)
+    def _change(
+        self, method: str, target: str, body: msgspec.Struct | None = None, etag: str | None = None
+    ) -> Operation:
+        return self._decode(self._send(method, target, body, etag), Operation)
 
-    def _send(self, method: str, target: str, body: msgspec.Struct | None = None) -> bytes:
+    def _send(
+        self, method: str, target: str, body: msgspec.Struct | None = None, etag: str | None = None
+    ) -> bytes:
         if body is None:
             return self._connection.request(method, target)
         encoded = msgspec.json.encode(body)
-        return self._connection.request(method, target, Upload("application/json", len(encoded), (encoded,)))
+        return self._connection.request(method, target, Upload("application/json", len(encoded), (encoded,), etag))
 
     def _decode(self, body: bytes, kind: type[T]) -> T:
         try:
@@ -83,6 +96,12 @@ class Client:
             raise Failed(f"cannot understand the daemon's answer: {error}", hint="triarch version") from error
 
     # -- nouns with a module of their own
+
+    @property
+    def profiles(self) -> Profiles:
+        from triarch.client.profiles import Profiles
+
+        return Profiles(self)
 
     @property
     def snapshots(self) -> Snapshots:
@@ -159,6 +178,15 @@ class Client:
 
     def rename(self, name: str, new_name: str) -> Operation:
         return self._change("POST", f"{_machine(name)}/rename", RenameMachine(name=new_name))
+
+    def set(self, name: str, request: SetMachine) -> Operation:
+        """The operation's result says what takes effect when. Raises what the machine refuses, and `Busy`."""
+        return self._change("POST", f"{_machine(name)}/set", request)
+
+    def check_set(self, name: str, request: SetMachine) -> tuple[SettingChange, ...]:
+        """What `set` would change."""
+        body = self._send("POST", f"{_machine(name)}/set", msgspec.structs.replace(request, check=True))
+        return self._decode(body, tuple[SettingChange, ...])
 
     def switch(self, name: str, request: SwitchMachine) -> Operation | None:
         """None when the request only checks, and the switch would be possible."""

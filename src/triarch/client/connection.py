@@ -38,11 +38,12 @@ def connect(path: Path, timeout_seconds: float | None) -> socket.socket:
 
 
 class Upload(msgspec.Struct, frozen=True):
-    """The body of a request."""
+    """The body of a request. `etag`: refuse it when the object is another one by now (If-Match)."""
 
     content_type: str
     size_bytes: int
     pieces: Iterable[bytes]
+    etag: str | None = None
 
 
 class Connection:
@@ -115,6 +116,7 @@ class Connection:
         head = f"{method} {target} HTTP/1.1\r\nHost: {HOST}\r\n"
         if upload is not None:
             head += f"Content-Type: {upload.content_type}\r\nContent-Length: {upload.size_bytes}\r\n"
+            head += f'If-Match: "{upload.etag}"\r\n' if upload.etag is not None else ""
         connection.sendall(f"{head}\r\n".encode("ascii"))
         try:
             for piece in upload.pieces if upload is not None else ():

@@ -10,7 +10,18 @@ from litestar.openapi.plugins import JsonRenderPlugin
 
 import triarch
 from triarch.daemon import problems
-from triarch.daemon.routes import events, machines, operations, server, snapshots, streams, templates, waiting
+from triarch.daemon.routes import (
+    events,
+    files,
+    machines,
+    operations,
+    profiles,
+    server,
+    snapshots,
+    streams,
+    templates,
+    waiting,
+)
 from triarch.engine.engine import Engine
 from triarch.errors import Error
 
@@ -23,7 +34,7 @@ def create_app(engine: Engine) -> Litestar:
     def get_engine() -> Engine:
         return engine
 
-    modules = (server, machines, streams, operations, snapshots, templates, events, waiting)
+    modules = (server, machines, streams, operations, profiles, snapshots, templates, events, waiting, files)
     return Litestar(
         route_handlers=[Router(path=PREFIX, route_handlers=[h for module in modules for h in module.HANDLERS])],
         dependencies={"engine": Provide(get_engine, sync_to_thread=False)},

@@ -41,7 +41,7 @@ def _change(verb: str, responses: Mapping[int, ResponseSpec] | None = None) -> p
     )
 
 
-def _check_fresh(engine: Engine, name: str, if_match: str | None) -> None:
+def check_fresh(engine: Engine, name: str, if_match: str | None) -> None:
     """Raise 412 when the machine is not what the caller saw (RFC 9110, 13.1.1)."""
     view = engine.machine(check_machine_name(name))
     if if_match is None or if_match.strip() == "*":
@@ -99,21 +99,21 @@ async def delete_machine(
     engine: Engine, name: Name, if_match: IfMatch = None, force: bool = False
 ) -> Response[Operation]:
     """Delete a stopped machine and its delta; with `force` a running one is killed first."""
-    _check_fresh(engine, name, if_match)
+    check_fresh(engine, name, if_match)
     return accepted(await engine.delete(name, force=force))
 
 
 @_change("start")
 async def start_machine(engine: Engine, name: Name, if_match: IfMatch = None) -> Response[Operation]:
     """Start a stopped or failed machine."""
-    _check_fresh(engine, name, if_match)
+    check_fresh(engine, name, if_match)
     return accepted(await engine.start(name))
 
 
 @_change("stop")
 async def stop_machine(engine: Engine, name: Name, data: StopMachine, if_match: IfMatch = None) -> Response[Operation]:
     """Ask the machine to end, and with `force` kill it when it takes longer than the timeout."""
-    _check_fresh(engine, name, if_match)
+    check_fresh(engine, name, if_match)
     return accepted(await engine.stop(name, data))
 
 
@@ -122,28 +122,28 @@ async def restart_machine(
     engine: Engine, name: Name, data: StopMachine, if_match: IfMatch = None
 ) -> Response[Operation]:
     """Stop, then start."""
-    _check_fresh(engine, name, if_match)
+    check_fresh(engine, name, if_match)
     return accepted(await engine.restart(name, data))
 
 
 @_change("kill")
 async def kill_machine(engine: Engine, name: Name, if_match: IfMatch = None) -> Response[Operation]:
     """End the machine now, without its consent."""
-    _check_fresh(engine, name, if_match)
+    check_fresh(engine, name, if_match)
     return accepted(await engine.kill(name))
 
 
 @_change("pause")
 async def pause_machine(engine: Engine, name: Name, if_match: IfMatch = None) -> Response[Operation]:
     """Freeze the machine: it keeps its memory and does nothing."""
-    _check_fresh(engine, name, if_match)
+    check_fresh(engine, name, if_match)
     return accepted(await engine.pause(name))
 
 
 @_change("resume")
 async def resume_machine(engine: Engine, name: Name, if_match: IfMatch = None) -> Response[Operation]:
     """Let a paused machine go on."""
-    _check_fresh(engine, name, if_match)
+    check_fresh(engine, name, if_match)
     return accepted(await engine.resume(name))
 
 
@@ -152,7 +152,7 @@ async def rename_machine(
     engine: Engine, name: Name, data: RenameMachine, if_match: IfMatch = None
 ) -> Response[Operation]:
     """Give a stopped machine another name."""
-    _check_fresh(engine, name, if_match)
+    check_fresh(engine, name, if_match)
     return accepted(await engine.rename(name, data))
 
 
@@ -161,7 +161,7 @@ async def switch_machine(
     engine: Engine, name: Name, data: SwitchMachine, if_match: IfMatch = None
 ) -> Response[Operation] | Response[None]:
     """Run the machine under another architecture. With `check` nothing is done: 204 says that it would be possible."""
-    _check_fresh(engine, name, if_match)
+    check_fresh(engine, name, if_match)
     operation = await engine.switch(name, data)
     return Response(None, status_code=204) if operation is None else accepted(operation)
 
