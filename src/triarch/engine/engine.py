@@ -11,8 +11,10 @@ import msgspec
 
 from triarch.drivers.base import Console, DriverFactory, Exec, Metered, Stdio, capabilities_of
 from triarch.engine.architectures import Architectures
+from triarch.engine.devices import Devices
 from triarch.engine.down import Down, DownArguments
 from triarch.engine.events import EventBus
+from triarch.engine.files import Files
 from triarch.engine.journal import Journal
 from triarch.engine.lifecycle import Lifecycle
 from triarch.engine.logs import follow_log
@@ -113,6 +115,8 @@ class Engine:
         self._services.machines.heed = self._supervisor.heed
         self._lifecycle = Lifecycle(self._services, self._operations, journal, self._supervisor)
         self.snapshots = Snapshots(self._services, self._operations)
+        self.devices = Devices(self._services, self._operations)
+        self.files = Files(self._services, self._operations)
         # Machines that are being made: name and index.
         self._reserved: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()

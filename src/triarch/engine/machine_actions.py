@@ -11,6 +11,7 @@ import msgspec
 
 from triarch.drivers.base import Driver
 from triarch.engine.services import Services
+from triarch.model.device import VolumeDevice
 from triarch.model.driver import MachineSpec, Observation
 from triarch.model.machine import Exit, Machine
 from triarch.model.operation import Progress
@@ -91,6 +92,7 @@ class MachineActions:
 
     async def remove_delta(self) -> None:
         await asyncio.to_thread(self.services.pool.remove_delta, self.machine.uuid)
+        await asyncio.to_thread(self.services.pool.volumes.remove_all, self.machine.uuid)
         shutil.rmtree(self.services.instance.machine_state_dir(self.machine.uuid), ignore_errors=True)
 
     async def remove_snapshots(self) -> None:
@@ -99,7 +101,17 @@ class MachineActions:
             await asyncio.to_thread(self.services.pool.sets.remove, snapshot.id)
 
     async def check_delta(self) -> None:
+        """The volumes too: what left the delta dirty left them so."""
         await asyncio.to_thread(self.services.pool.check_delta, self.machine.uuid)
+        for name in self.services.pool.volumes.all(self.machine.uuid):
+            await asyncio.to_thread(self.services.pool.volumes.check, self.machine.uuid, name)
+
+    async def prepare_volumes(self) -> None:
+        """Those that a profile or `set` asked for are made, or given the size that they are to have."""
+        for name, device in self.current.devices.items():
+            if isinstance(device, VolumeDevice):
+                volumes = self.services.pool.volumes
+                await asyncio.to_thread(volumes.create, self.machine.uuid, name, device.size_bytes)
 
     # -- running
 
@@ -111,6 +123,7 @@ class MachineActions:
         await self.verify_layers()
         if self.current.state is State.FAILED:
             await self.check_delta()
+        await self.prepare_volumes()
         if self.driver.needs_guest_pack:
             await self.need_guest_pack()
 

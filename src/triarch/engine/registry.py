@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from triarch.engine.files import FILES_PROCEDURES
+from triarch.engine.device_procedures import DEVICE_PROCEDURES
 from triarch.engine.journal import JournalRecord
 from triarch.engine.machine_procedures import MACHINE_PROCEDURES
 from triarch.engine.procedure import Procedure
@@ -19,10 +21,12 @@ from triarch.errors import Damaged
 # Each class has a constructor (services, arguments) and names the struct of its arguments.
 _ALL: tuple[Any, ...] = (
     *MACHINE_PROCEDURES,
+    *FILES_PROCEDURES,
     SetMachineProcedure,
     *PROFILE_PROCEDURES,
     *TEMPLATE_PROCEDURES,
     *SNAPSHOT_PROCEDURES,
+    *DEVICE_PROCEDURES,
 )
 PROCEDURES: dict[str, Any] = {procedure.verb: procedure for procedure in _ALL}
 

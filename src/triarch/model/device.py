@@ -74,6 +74,26 @@ class UsbDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 Device = VolumeDevice | DiskDevice | FolderDevice | NicDevice | HostDevice | UsbDevice
 
 
+class AddDevice(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of adding a device. Without `live` a running machine gets it at its next start only."""
+
+    name: DeviceName
+    device: Device
+    live: bool = True
+
+
+class DeviceView(msgspec.Struct, frozen=True, kw_only=True):
+    """A device as lists show it. `origin` is the profile that it comes from, or `machine`.
+
+    One that is not `attached` is a volume which was detached and kept: adding it under its name brings its data back.
+    """
+
+    name: str
+    device: Device | None
+    origin: str
+    attached: bool = True
+
+
 class HardwareInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a running machine sees: the paravirtualization in effect, `none` where there is none.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from triarch.errors import Invalid, NotFound
 from triarch.host.ext4 import check_filesystem, make_volume_image
 from triarch.host.files import full_disk_is_exhausted, sync_directory
-from triarch.host.grow import grow_at_rest
+from triarch.host.grow import filesystem_bytes, grow_at_rest
 from triarch.host.locks import lock_file
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
@@ -64,7 +64,8 @@ class DirectoryVolumes:
 
     def _grow(self, path: Path, size_bytes: int) -> None:
         """A volume never shrinks: what is smaller than asked for grows, once nothing uses it."""
-        if path.stat().st_size >= size_bytes:
+        size_bytes = max(size_bytes, path.stat().st_size)
+        if filesystem_bytes(path) >= size_bytes:
             return
         with _locked(path):
             os.truncate(path, size_bytes)
