@@ -14,6 +14,7 @@ from socket import socket
 import uvicorn
 
 from triarch.daemon.app import create_app
+from triarch.daemon.door import sweep_doors
 from triarch.drivers import DRIVERS, HIDDEN, driver_factory
 from triarch.drivers.base import Driver, DriverFactory
 from triarch.engine.architectures import Architectures
@@ -60,6 +61,7 @@ async def serve(instance: Instance, listener: socket, ready: Callable[[], None])
 
     `ready` is called when the engine is open; what keeps it from opening is raised.
     """
+    sweep_doors(instance)
     engine = await open_engine(instance, _factories())
     try:
         server = _server(engine)

@@ -39,7 +39,7 @@ from triarch.engine.policies import check_unprotected
 from triarch.engine.profiles import Profiles
 from triarch.engine.records import Kept, MachineRecords, ProfileRecords, TemplateRecords
 from triarch.engine.resolve import resolve
-from triarch.engine.services import Network, Services
+from triarch.engine.services import Services
 from triarch.engine.set_machine import SetMachineProcedure, plan_set
 from triarch.engine.settings import origins_of
 from triarch.engine.snapshot_records import SnapshotRecords
@@ -85,7 +85,7 @@ class Engine:
         instance: Instance,
         store: Store,
         pool: Pool,
-        network: Network,
+        network: HostNetworks,
         factories: Mapping[str, DriverFactory] | None = None,
     ) -> None:
         """`factories` replaces the table of drivers (tests)."""
@@ -144,7 +144,7 @@ class Engine:
             ) from error
         await self._store.open()
         await asyncio.to_thread(self._services.pool.prepare)
-        await self._services.load_subnet()
+        await self._services.networks.load()
         await self._services.templates.load()
         await self._services.profiles.load()
         await self._services.snapshots.load()
@@ -322,8 +322,7 @@ class Engine:
     async def _check_startable(self, machine: Machine) -> None:
         """Raise what this host lacks for it: its architecture or its network."""
         await self._services.architectures.need(machine.architecture)
-        if machine.network == "nat":
-            self._services.network.probe()
+        check_network(self._services, machine)
 
     def _stop_arguments(self, name: str, verb: Verb, request: StopMachine) -> MachineArguments:
         machine = self._checked(name, verb)
@@ -497,7 +496,7 @@ class Engine:
 
 async def open_engine(instance: Instance, factories: Mapping[str, DriverFactory] | None = None) -> Engine:
     """The engine on its usual parts: sqlite, a directory pool, a NAT bridge, the drivers of this host."""
-    from triarch.network.nat import NatNetwork
+    from triarch.network.host import HostNetworks
     from triarch.storage.directory import DirectoryPool
     from triarch.store.sqlite import SqliteStore
 
@@ -506,7 +505,7 @@ async def open_engine(instance: Instance, factories: Mapping[str, DriverFactory]
         instance,
         SqliteStore(state_dir / "triarch.db"),
         DirectoryPool("default", state_dir / "pool"),
-        NatNetwork(instance),
+        HostNetworks(instance),
         factories,
     )
     await engine.open()

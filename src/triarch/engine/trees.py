@@ -60,7 +60,7 @@ class TreeObject(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Trees:
-    """Visits to trees. Each holds the delta's lock while it lasts; when the daemon dies, so do they and their mounts."""
+    """Visits to trees. Each holds its delta's lock; when the daemon dies, so do they with their mounts."""
 
     def __init__(self, instance: Instance) -> None:
         self._launcher = Launcher(f"{instance.run_dir}/visits")

@@ -30,6 +30,16 @@ class RunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     terminal: Resize | None = None
 
 
+class FilesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Speak with the file server in a machine (`model.file_protocol`) over channels 0 and 1.
+
+    With `direct` the daemon's first message, on channel 2, is the path of a socket, which takes one connection: the
+    same is spoken there, without the daemon in between where that can be. The stream stays open and ends as ever.
+    """
+
+    direct: bool = False
+
+
 class Control(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """From the client: the terminal's new size, or the end of its input. Exactly one of the two."""
 
