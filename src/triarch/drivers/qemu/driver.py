@@ -12,15 +12,25 @@ import msgspec
 
 from triarch.drivers.base import Stdio, capabilities_of
 from triarch.drivers.qemu import probe
+from triarch.drivers.qemu.checkpoint import (
+    SavedState,
+    check_state_fits,
+    head_of,
+    open_state,
+    save_state,
+    take_in,
+)
 from triarch.drivers.qemu.cmdline import MAX_PROCESSORS, MIN_MEMORY_BYTES, Accelerator, guest_config, processors
 from triarch.drivers.qemu.console import attach_console
 from triarch.drivers.qemu.control import ControlPort, open_control
+from triarch.drivers.qemu.freeze import Freezes
 from triarch.drivers.qemu.launch import launch
 from triarch.drivers.qemu.monitor import is_paused, monitor
-from triarch.drivers.qemu.run import Record, Run, runs
+from triarch.drivers.qemu.run import Record, Run, new_record, runs
 from triarch.drivers.qemu.watch import Watch, Watches, remove_group
 from triarch.errors import (
     Busy,
+    Damaged,
     Denied,
     Error,
     Invalid,
@@ -32,7 +42,8 @@ from triarch.errors import (
     WrongState,
 )
 from triarch.guest.agent import Agent
-from triarch.guest.keys import AgentKeys, generate_keys
+from triarch.guest.freeze import set_clock
+from triarch.guest.keys import generate_keys
 from triarch.guest.protocol import Stop
 from triarch.host.measure import measure
 from triarch.host.rights import rights
@@ -41,6 +52,7 @@ from triarch.model.driver import DriverInfo, ExecRequest, Kind, MachineSpec, Obs
 from triarch.model.instance import Instance
 from triarch.model.machine import Exit, Machine
 from triarch.model.resources import format_size
+from triarch.model.snapshot import Consistency
 from triarch.model.state import Status
 
 _START_SECONDS = 60.0
@@ -48,7 +60,7 @@ _START_SECONDS = 60.0
 _REPORT_TRIES, _REPORT_PAUSE_SECONDS = 200, 0.005
 
 # Errors of a start that say more than that it failed.
-_TELLING = (Busy, Denied, Invalid, MachineFailed, MissingProgram, Unsupported)
+_TELLING = (Busy, Damaged, Denied, Invalid, MachineFailed, MissingProgram, Unsupported)
 
 
 class QemuDriver:
@@ -65,6 +77,7 @@ class QemuDriver:
         self._agents: dict[str, Agent] = {}
         self._attached: dict[str, ControlPort] = {}
         self._viewed: set[str] = set()
+        self._freezes = Freezes()
 
     async def probe(self) -> DriverInfo:
         """Start QEMU for a moment; for `kvm` run real guest code too."""
@@ -120,7 +133,14 @@ class QemuDriver:
             await asyncio.sleep(_REPORT_PAUSE_SECONDS)
         return await asyncio.shield(watch.ended)
 
-    async def _start(self, spec: MachineSpec, *, attached: bool = False, terminal: Resize | None = None) -> Watch:
+    async def _start(
+        self,
+        spec: MachineSpec,
+        *,
+        attached: bool = False,
+        terminal: Resize | None = None,
+        state: SavedState | None = None,
+    ) -> Watch:
         name = spec.machine.name
         for path in (Path(spec.run_dir), Path(spec.state_dir), Path(spec.log_path).parent):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -129,18 +149,20 @@ class QemuDriver:
             raise Busy(f"machine '{name}' is running under another architecture")
         await self._close_agent(spec.uuid)
         run.remove()
-        keys = generate_keys()
+        keys = generate_keys() if state is None else state.head.keys
         config = guest_config(spec, keys.host_key, keys.client_public_key, attached=attached, terminal=terminal)
-        record = self._new_record(spec, keys)
+        record = new_record(spec, self.name, keys)
         watch: Watch | None = None
         try:
             run.write_record(record)
-            process = launch(spec, run, config, self.accelerator)
+            process = launch(spec, run, config, self.accelerator, incoming=state is not None)
             watch = self._watches.take(run, record, starting=True)
             if watch is None:
                 reap(process.pid)
                 raise MachineFailed(f"machine '{name}' did not start: {run.ending(record).detail}", machine=name)
             await self._wait_running(watch)
+            if state is not None:
+                await take_in(run, name, state)
         except BaseException as error:
             await self._undo(run, record, watch)
             if isinstance(error, Error | OSError) and not isinstance(error, _TELLING):
@@ -148,19 +170,6 @@ class QemuDriver:
             raise
         self._watches.started(watch)
         return watch
-
-    def _new_record(self, spec: MachineSpec, keys: AgentKeys) -> Record:
-        log_path = Path(spec.log_path)
-        return Record(
-            uuid=spec.uuid,
-            name=spec.machine.name,
-            architecture=self.name,
-            init=spec.machine.init,
-            cgroup=spec.cgroup,
-            log_path=spec.log_path,
-            log_offset_bytes=log_path.stat().st_size if log_path.exists() else 0,
-            keys=keys,
-        )
 
     async def _wait_running(self, watch: Watch) -> None:
         """Until QEMU answers that the guest runs, or has ended in good order already."""
@@ -345,6 +354,28 @@ class QemuDriver:
         watch = self._need_live(spec, verb)
         async with monitor(watch.run.monitor, spec.machine.name) as client:
             await client.execute(command)
+
+    async def freeze(self, spec: MachineSpec) -> Consistency:
+        return await self._freezes.freeze(spec, self._agent(spec, "freeze"))
+
+    async def thaw(self, spec: MachineSpec) -> float | None:
+        return None if self._live(spec) is None else await self._freezes.thaw(spec)
+
+    async def check_checkpoint(self, spec: MachineSpec) -> None:
+        check_state_fits(spec)
+
+    async def save(self, spec: MachineSpec, path: str) -> None:
+        watch = self._need_live(spec, "save")
+        await self._close_agent(spec.uuid)
+        head = head_of(spec, watch.record)
+        await save_state(watch.run, spec.machine.name, head, Path(path))
+
+    async def load(self, spec: MachineSpec, path: str) -> None:
+        with open_state(path, spec, self.name) as state:
+            await self._start(spec, state=state)
+        # A clock that is late is no reason to give up a machine that runs.
+        with suppress(Error):
+            await set_clock(self._agent(spec, "set the clock of"))
 
     async def usage(self, spec: MachineSpec) -> Usage:
         """Memory is what QEMU has for itself: guest memory that was touched, not the template that VMs share."""

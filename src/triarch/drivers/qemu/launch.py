@@ -24,6 +24,7 @@ from triarch.model.machine import Machine
 from triarch.model.network import BridgeLink
 
 _OTHERS_READ = 0o004
+_INCOMING = ("-incoming", "defer")
 
 # QEMU's tables of translated code grow by copying: one heap, and large blocks that go back when freed (mallopt(3)).
 _ALLOCATION = {
@@ -39,8 +40,12 @@ _OVERHEAD_SHARE = 16
 _OVERHEAD_THREADS = 128
 
 
-def launch(spec: MachineSpec, run: Run, config: GuestConfig, accelerator: Accelerator) -> ProcessId:
+def launch(
+    spec: MachineSpec, run: Run, config: GuestConfig, accelerator: Accelerator, *, incoming: bool = False
+) -> ProcessId:
     """Start QEMU (blocking, milliseconds). It owns the delta's lock and the tap from then on.
+
+    With `incoming` it waits to be given the state that it goes on from.
 
     It runs as the machine's own user where this process may start programs as others, else as the daemon's.
     Raises `Busy` when something holds the delta, and whatever the pieces raise; then nothing of it is left but files
@@ -54,7 +59,7 @@ def launch(spec: MachineSpec, run: Run, config: GuestConfig, accelerator: Accele
         process_id_fd = held.enter_context(_opened(run.process_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC))
         return spawn(
             Detached(
-                argv=qemu_argv(spec, config, wiring, accelerator),
+                argv=(*qemu_argv(spec, config, wiring, accelerator), *(_INCOMING if incoming else ())),
                 fds=fds.sources,
                 stderr_fd=stderr_fd,
                 process_id_fd=process_id_fd,

@@ -51,6 +51,23 @@ class Record(msgspec.Struct, frozen=True, kw_only=True):
     log_path: str
     log_offset_bytes: int
     keys: AgentKeys
+    pack: str = ""
+
+
+def new_record(spec: MachineSpec, architecture: str, keys: AgentKeys) -> Record:
+    """The record of a run that begins now. A guest pack is known by its directory, which no other content has."""
+    log_path = Path(spec.log_path)
+    return Record(
+        uuid=spec.uuid,
+        name=spec.machine.name,
+        architecture=architecture,
+        init=spec.machine.init,
+        cgroup=spec.cgroup,
+        log_path=spec.log_path,
+        log_offset_bytes=log_path.stat().st_size if log_path.exists() else 0,
+        keys=keys,
+        pack="" if spec.guest_pack is None else Path(spec.guest_pack.kernel_path).parent.name,
+    )
 
 
 class Run:
