@@ -11,7 +11,7 @@ from engine_rig import Engineer, engineer_at, machine_request, new_engine
 from triarch.errors import Exhausted, Exists, InUse, Invalid, NotFound, WrongState
 from triarch.model.machine import SetMachine, SettingChange
 from triarch.model.operation import Operation
-from triarch.model.policy import HealthCheck, Probe, RestartPolicy
+from triarch.model.policy import HealthCheck, RestartPolicy
 from triarch.model.settings import Origin, Profile, SetProfile, Settings
 
 
@@ -85,17 +85,18 @@ async def test_what_is_wrong_is_refused_before_anything_happens(web: Engineer) -
 
 
 async def test_one_key_of_a_group_changes_the_group_as_it_is_with_the_profiles(web: Engineer) -> None:
-    check = HealthCheck(probe=Probe.TCP, port=80)
+    check = HealthCheck(command=("true",))
+    before = web.engine.machine("web").own
     await profile(web, "checked", health=check)
     await set_done(web, "web", profiles=("checked",))
     await set_done(web, "web", health__interval="5s")
     own = web.engine.machine("web").own
-    assert own.health == HealthCheck(probe=Probe.TCP, port=80, interval_seconds=5)
+    assert own.health == HealthCheck(command=("true",), interval_seconds=5)
     await set_done(web, "web", health="none")
     assert web.engine.machine("web").own.health is None
     await set_done(web, "web", "health")
     machine = web.engine._services.machines.get("web")
-    assert machine.health == check and machine.own == Settings(network="none")
+    assert machine.health == check and machine.own == before
 
 
 async def test_profiles_add_up_in_order_and_the_machine_counts_most(web: Engineer) -> None:

@@ -14,10 +14,11 @@ from typing import ClassVar
 import msgspec
 
 from triarch.drivers.base import Resizable
+from triarch.engine.cards import rewired
 from triarch.engine.machine_actions import MachineActions
 from triarch.engine.policies import check_policies
 from triarch.engine.procedure import Step
-from triarch.engine.resolve import check_resources, rewired
+from triarch.engine.resolve import check_resources
 from triarch.engine.services import Services
 from triarch.engine.settings import SETTING_FIELDS, changes_between, layers_of, materialize, revised
 from triarch.errors import Error, Invalid, Unsupported
@@ -25,7 +26,7 @@ from triarch.host.grow import grow_at_rest
 from triarch.model.machine import Machine, SetMachine, SettingChange
 from triarch.model.operation import Progress
 from triarch.model.resources import Resources, format_size
-from triarch.model.settings import RESOURCE_KEYS, Profile, Settings, add_up
+from triarch.model.settings import KEYS, RESOURCE_KEYS, Profile, Settings, add_up
 from triarch.model.state import State
 
 # The engine alone acts on these.
@@ -115,7 +116,7 @@ def _check_disk(machine: Machine, after: Machine) -> None:
 def live_fields(services: Services, machine: Machine) -> frozenset[str]:
     """The fields of `Settings` that hold at once. A single limit may still turn out to take a restart."""
     if machine.state not in (State.RUNNING, State.PAUSED):
-        return frozenset(SETTING_FIELDS) | frozenset(RESOURCE_KEYS)
+        return frozenset(KEYS)
     resizable = isinstance(services.driver(machine), Resizable)
     return POLICY_FIELDS | (frozenset(RESOURCE_KEYS) if resizable else frozenset())
 

@@ -77,6 +77,6 @@ def changes_between(old: Settings, new: Settings, live_fields: frozenset[str]) -
     after = {setting.key: setting.text for setting in write_settings(new)}
     return tuple(
         SettingChange(key=key, old=before.get(key), new=after.get(key), live=find_key(key).top in live_fields)
-        for key in {**before, **after}
+        for key in sorted({**before, **after})
         if before.get(key) != after.get(key)
     )
