@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from triarch.drivers.qemu.cmdline import Accelerator, Wiring, guest_config, qemu_argv
+from triarch.drivers.qemu.cmdline import Accelerator, Headroom, Wiring, guest_config, qemu_argv
 from triarch.guest.protocol import kernel_command_line
 from triarch.model.driver import GuestPack, LayerFile, MachineSpec
 from triarch.model.machine import IdRange, Machine
@@ -18,6 +18,7 @@ from triarch.model.resources import Resources
 from triarch.model.template import Init, Template, TemplateRef
 
 GOLDEN = Path(__file__).parent
+ROOM = Headroom(processors=1, memory_bytes=1 << 30)
 NIC = Nic(mac="02:54:72:00:00:07", address="10.77.0.7/16")
 BRIDGE = BridgeLink(
     bridge="tri0", host_interface="tri0m7", nic=NIC, gateway="10.77.0.1", nameserver="10.77.0.1", domain="triarch"
@@ -94,7 +95,7 @@ CASES = {
 def test_command_line(name: str) -> None:
     spec, accelerator = CASES[name]
     config = guest_config(spec, b"secret-host-key", "ssh-ed25519 client")
-    argv = list(qemu_argv(spec, config, wiring_of(spec), accelerator))
+    argv = list(qemu_argv(spec, config, wiring_of(spec), accelerator, ROOM))
     append = argv.index("-append") + 1
     assert argv[append] == kernel_command_line(config)
     argv[append] = "KERNEL-ARGUMENTS"
@@ -113,6 +114,6 @@ def test_no_secret_and_no_host_path_is_on_the_command_line(name: str) -> None:
         spec, machine=msgspec.structs.replace(spec.machine, environment={"PASSWORD": "hunter2"})
     )
     config = guest_config(secret, b"secret-host-key", "ssh-ed25519 client")
-    joined = " ".join(qemu_argv(secret, config, wiring_of(secret), accelerator))
+    joined = " ".join(qemu_argv(secret, config, wiring_of(secret), accelerator, ROOM))
     for hidden in ("hunter2", "secret-host-key", "ssh-ed25519", "/pool", "/run", "/var", "/cache"):
         assert hidden not in joined

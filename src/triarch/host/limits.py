@@ -89,16 +89,26 @@ def make_limited_group(path: str, limits: Limits) -> tuple[int, ...]:
     return tuple(opened)
 
 
-def set_limits(path: str, limits: Limits) -> None:
+def group_exists(path: str) -> bool:
+    """Whether any tree has the group; False where there are no control groups."""
+    try:
+        trees = cgroup_trees()
+    except Unavailable:
+        return False
+    return any((root / path.lstrip("/")).is_dir() for root in trees.roots)
+
+
+def set_limits(path: str, limits: Limits, *, leave_out_missing: bool = False) -> None:
     """Make `limits`, and no others, hold for a group that exists.
 
-    Raises `Unsupported` when the host lacks what a limit needs, `InUse` when the group holds more memory than it may
-    then have, `Failed` for what the kernel takes as no such limit. Whatever is raised, the limits are what they were.
+    With `leave_out_missing` a limit whose controller the host lacks is left out, as when the group was made. Raises
+    `Unsupported` when the host lacks what a limit needs, `InUse` when the group holds more memory than it may then
+    have, `Failed` for what the kernel takes as no such limit. Whatever is raised, the limits are what they were.
     """
     trees = cgroup_trees()
     controls = _controls(trees, limits)
     for control in controls:
-        if control.asked and not _exists(trees, path, control):
+        if control.asked and not leave_out_missing and not _exists(trees, path, control):
             raise Unsupported(f"this host cannot limit {_MEANING[control.file]}: it has no {control.file}")
     _check_room(trees, path, limits)
     written: list[_Written] = []

@@ -114,7 +114,8 @@ def _limit(max_file_bytes: int | None) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if max_file_bytes is not None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, max_file_bytes))
+        # The hard limit stays: the file may grow, and whoever may not change limits cannot use that.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (max_file_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def _arrange(program: Detached, report_fd: int) -> int:
@@ -144,6 +145,27 @@ def read_process_id(path: Path) -> ProcessId | None:
         return ProcessId(pid=int(pid), start_ticks=int(start_ticks))
     except (OSError, ValueError):
         return None
+
+
+def allow_longer_files(process: ProcessId, user_id: int | None, max_file_bytes: int) -> None:
+    """Raise the bound on files of a process that `spawn` started as `user_id`, or as the caller. Raises `Failed`.
+
+    Only the user himself, or a holder of CAP_SYS_RESOURCE, may (prlimit(2)): a child does it as that user.
+    """
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if user_id is not None:
+                os.setresgid(user_id, user_id, user_id)
+                os.setresuid(user_id, user_id, user_id)
+            soft, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+            if soft not in (resource.RLIM_INFINITY, max_file_bytes):
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (max(soft, max_file_bytes), hard))
+            os._exit(0)
+        finally:
+            os._exit(1)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) != 0:
+        raise Failed(f"cannot let process {process.pid} write longer files")
 
 
 def reap(pid: int) -> None:

@@ -42,6 +42,11 @@ STATE_TRACE = "runstate_set"
 _SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 _MIB = 1 << 20
 _PMEM_ALIGNMENT_BYTES = 1 << 30
+# Each change above what the machine has had takes one.
+MEMORY_SLOTS = 16
+_ROOM_PROCESSORS = 8
+# QEMU's processors address 1 TiB by default, and layers and devices are there too.
+_MAX_PLUGGED_BYTES = 512 << 30
 
 
 class Accelerator(StrEnum):
@@ -121,15 +126,33 @@ def processors(resources: Resources) -> int:
     return max(1, math.ceil(resources.cpus or 1))
 
 
-def qemu_argv(spec: MachineSpec, config: GuestConfig, wiring: Wiring, accelerator: Accelerator) -> tuple[str, ...]:
+class Headroom(msgspec.Struct, frozen=True, kw_only=True):
+    """How much can be plugged in while the machine runs, beside what it starts with."""
+
+    processors: int = 0
+    memory_bytes: int = 0
+
+
+def headroom(resources: Resources, host_processors: int, host_memory_bytes: int) -> Headroom:
+    """Up to the whole host, but for processors: a guest sets room aside for each that may come."""
+    count, memory = processors(resources), memory_bytes(resources)
+    most = min(max(host_processors, count), max(_ROOM_PROCESSORS, 2 * count), MAX_PROCESSORS)
+    return Headroom(
+        processors=most - count, memory_bytes=min(max(0, host_memory_bytes - memory), _MAX_PLUGGED_BYTES) // _MIB * _MIB
+    )
+
+
+def qemu_argv(
+    spec: MachineSpec, config: GuestConfig, wiring: Wiring, accelerator: Accelerator, room: Headroom
+) -> tuple[str, ...]:
     """The whole command line."""
     return (
         PROGRAM,
         *("-name", f"guest={spec.machine.name},debug-threads=on", "-uuid", spec.uuid),
         *("-machine", "q35,usb=off,vmport=off"),
         *_ACCELERATION[accelerator],
-        *("-smp", str(processors(spec.machine.resources))),
-        *_memory(spec),
+        *_processors(spec, room),
+        *_memory(spec, room),
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-sandbox", _SANDBOX, "-trace", REASON_TRACE, "-trace", STATE_TRACE),
         *("-kernel", _path(wiring.kernel), "-initrd", _path(wiring.initrd)),
@@ -150,14 +173,20 @@ def _path(fd: int) -> str:
     return f"/proc/self/fd/{fd}"
 
 
-def _memory(spec: MachineSpec) -> tuple[str, ...]:
-    """RAM, and room in the address space for the layers that appear as memory devices."""
+def _processors(spec: MachineSpec, room: Headroom) -> tuple[str, ...]:
+    count = processors(spec.machine.resources)
+    return ("-smp", f"cpus={count},maxcpus={count + room.processors}")
+
+
+def _memory(spec: MachineSpec, room: Headroom) -> tuple[str, ...]:
+    """RAM, and room in the address space for the layers that appear as memory devices and for more RAM."""
     ram = memory_bytes(spec.machine.resources)
     layers = sum(
         -(-layer.size_bytes // _PMEM_ALIGNMENT_BYTES) * _PMEM_ALIGNMENT_BYTES + _PMEM_ALIGNMENT_BYTES
         for layer in spec.layers
     )
-    return ("-m", f"size={ram // _MIB}M,slots={len(spec.layers)},maxmem={(ram + layers) // _MIB}M")
+    slots, most = MEMORY_SLOTS + len(spec.layers), ram + layers + room.memory_bytes
+    return ("-m", f"size={ram // _MIB}M,slots={slots},maxmem={most // _MIB}M")
 
 
 def _monitor(wiring: Wiring) -> tuple[str, ...]:

@@ -6,12 +6,24 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from triarch.drivers.base import Stdio
 from triarch.drivers.qemu.streams import carry, connect, receive, send
-from triarch.errors import Damaged
-from triarch.guest.protocol import STDIN_WINDOW_BYTES, Credit, Ended, GuestDecoder, HostMessage, Output, encode_message
+from triarch.errors import Damaged, Unavailable
+from triarch.guest.protocol import (
+    STDIN_WINDOW_BYTES,
+    Credit,
+    Ended,
+    GuestDecoder,
+    GuestMessage,
+    HostMessage,
+    Output,
+    encode_message,
+)
 from triarch.model.driver import Data, EndOfInput
+
+Message = TypeVar("Message", bound=GuestMessage)
 
 
 class ControlPort:
@@ -22,10 +34,24 @@ class ControlPort:
         self._writer = writer
         self._window_bytes = STDIN_WINDOW_BYTES
         self._window_opened = asyncio.Event()
+        self._decoder = GuestDecoder()
+        self._heard: list[GuestMessage] = []
 
     async def send(self, message: HostMessage) -> None:
         """Hand it to QEMU, which keeps it until the guest listens. A guest that is gone needs none."""
         await send(self._writer, encode_message(message))
+
+    async def wait_for(self, kind: type[Message]) -> Message:
+        """The guest's next message of that kind. Raises `Unavailable` when it is gone, or `Damaged`."""
+        while True:
+            for position, message in enumerate(self._heard):
+                if isinstance(message, kind):
+                    del self._heard[: position + 1]
+                    return message
+            data = await receive(self._reader)
+            if not data:
+                raise Unavailable("the guest is gone")
+            self._heard = self._decoder.feed(data)
 
     async def carry(self, stdio: Stdio) -> None:
         """Carry an attached command's streams until its exit is told or the guest is gone.

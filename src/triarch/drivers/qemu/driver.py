@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import msgspec
 
 from triarch.drivers.base import Stdio, capabilities_of
-from triarch.drivers.qemu import probe
+from triarch.drivers.qemu import probe, resize
 from triarch.drivers.qemu.checkpoint import (
     SavedState,
     check_state_fits,
@@ -24,7 +24,7 @@ from triarch.drivers.qemu.cmdline import MAX_PROCESSORS, MIN_MEMORY_BYTES, Accel
 from triarch.drivers.qemu.console import attach_console
 from triarch.drivers.qemu.control import ControlPort, open_control
 from triarch.drivers.qemu.freeze import Freezes
-from triarch.drivers.qemu.launch import launch
+from triarch.drivers.qemu.launch import launch, owner_of
 from triarch.drivers.qemu.monitor import is_paused, monitor
 from triarch.drivers.qemu.run import Record, Run, new_record, runs
 from triarch.drivers.qemu.watch import Watch, Watches, remove_group
@@ -161,6 +161,7 @@ class QemuDriver:
                 reap(process.pid)
                 raise MachineFailed(f"machine '{name}' did not start: {run.ending(record).detail}", machine=name)
             await self._wait_running(watch)
+            await resize.throttle_from_start(spec, watch.run)
             if state is not None:
                 await take_in(run, name, state)
         except BaseException as error:
@@ -376,6 +377,14 @@ class QemuDriver:
         # A clock that is late is no reason to give up a machine that runs.
         with suppress(Error):
             await set_clock(self._agent(spec, "set the clock of"))
+
+    async def resize(self, spec: MachineSpec) -> None:
+        watch = self._need_live(spec, "change the limits of")
+        await resize.resize(spec, watch.run, attached=spec.uuid in self._attached)
+
+    async def grow_disk(self, spec: MachineSpec) -> None:
+        watch = self._need_live(spec, "grow the disk of")
+        await resize.grow_disk(spec, watch.run, watch.process, owner_of(spec))
 
     async def usage(self, spec: MachineSpec) -> Usage:
         """Memory is what QEMU has for itself: guest memory that was touched, not the template that VMs share."""

@@ -8,10 +8,19 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-from triarch.drivers.qemu.cmdline import Accelerator, Wiring, memory_bytes, processors, qemu_argv
+from triarch.drivers.qemu.cmdline import (
+    Accelerator,
+    Headroom,
+    Wiring,
+    headroom,
+    memory_bytes,
+    processors,
+    qemu_argv,
+)
 from triarch.drivers.qemu.run import Run
 from triarch.errors import Failed, NotFound, Unavailable, Unsupported
 from triarch.guest.protocol import GuestConfig, encode_config
+from triarch.host.facts import memory_bytes as host_memory_bytes
 from triarch.host.kvm import groups_that_may_open
 from triarch.host.limits import Limits, make_limited_group
 from triarch.host.locks import lock_file
@@ -51,7 +60,7 @@ def launch(
     Raises `Busy` when something holds the delta, and whatever the pieces raise; then nothing of it is left but files
     of `run`, which `Run.remove` takes away, and the control group.
     """
-    owner = spec.machine.ids.base if rights().other_users else None
+    owner = owner_of(spec)
     with ExitStack() as held:
         fds = _Descriptors(held)
         wiring = _wire(spec, run, config, fds, owner)
@@ -59,7 +68,7 @@ def launch(
         process_id_fd = held.enter_context(_opened(run.process_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC))
         return spawn(
             Detached(
-                argv=(*qemu_argv(spec, config, wiring, accelerator), *(_INCOMING if incoming else ())),
+                argv=(*qemu_argv(spec, config, wiring, accelerator, _headroom(spec)), *(_INCOMING if incoming else ())),
                 fds=fds.sources,
                 stderr_fd=stderr_fd,
                 process_id_fd=process_id_fd,
@@ -70,6 +79,11 @@ def launch(
                 max_file_bytes=Path(spec.delta_path).stat().st_size,
             )
         )
+
+
+def owner_of(spec: MachineSpec) -> int | None:
+    """The user that the machine's QEMU runs as; None for the daemon's own."""
+    return spec.machine.ids.base if rights().other_users else None
 
 
 class _Descriptors:
@@ -166,7 +180,7 @@ def _identity(owner: int, accelerator: Accelerator) -> Identity:
 def _enter_group(spec: MachineSpec, held: ExitStack) -> tuple[int, ...]:
     """Where the host lets us make none, a machine runs without limits other than its memory and processors."""
     try:
-        fds = make_limited_group(spec.cgroup, _limits(spec.machine))
+        fds = make_limited_group(spec.cgroup, limits_of(spec.machine))
     except Unavailable as error:
         cpus = spec.machine.resources.cpus
         if cpus is not None and cpus != int(cpus):
@@ -180,12 +194,23 @@ def _enter_group(spec: MachineSpec, held: ExitStack) -> tuple[int, ...]:
     return fds
 
 
-def _limits(machine: Machine) -> Limits:
-    """What the VM takes from the host. The guest's own processes are not the host's, so `pids` bounds nothing here."""
-    memory = memory_bytes(machine.resources)
+def limits_of(machine: Machine, guest_bytes: int | None = None) -> Limits:
+    """What the VM takes from the host; `guest_bytes` replaces what the guest itself may use of memory.
+
+    The guest's own processes are not the host's, so `pids` bounds nothing here. QEMU itself bounds rates of I/O.
+    """
+    resources = machine.resources
+    memory = memory_bytes(resources) if guest_bytes is None else guest_bytes
     return Limits(
         memory_bytes=memory + _OVERHEAD_BYTES + memory // _OVERHEAD_SHARE,
-        cpus=machine.resources.cpus,
-        pids=_OVERHEAD_THREADS + processors(machine.resources),
-        io_weight=machine.resources.io_weight,
+        swap_bytes=resources.swap_bytes,
+        cpus=resources.cpus,
+        cpu_weight=resources.cpu_weight,
+        cpu_set=resources.cpu_set,
+        pids=_OVERHEAD_THREADS + max(processors(resources), os.cpu_count() or 1),
+        io_weight=resources.io_weight,
     )
+
+
+def _headroom(spec: MachineSpec) -> Headroom:
+    return headroom(spec.machine.resources, os.cpu_count() or 1, host_memory_bytes())

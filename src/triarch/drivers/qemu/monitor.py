@@ -20,7 +20,7 @@ _QUIET.disabled = True
 
 
 @asynccontextmanager
-async def monitor(path: Path, name: str) -> AsyncIterator[QMPClient]:
+async def monitor(path: Path, name: str, timeout_seconds: float = _TIMEOUT_SECONDS) -> AsyncIterator[QMPClient]:
     """A negotiated session. QEMU serves one at a time: others wait their turn.
 
     Raises `Unavailable` when QEMU is not there or goes away, `TimedOut` when it does not answer, `Failed` when it
@@ -29,11 +29,11 @@ async def monitor(path: Path, name: str) -> AsyncIterator[QMPClient]:
     client = QMPClient()
     client.logger = _QUIET
     try:
-        async with asyncio.timeout(_TIMEOUT_SECONDS):
+        async with asyncio.timeout(timeout_seconds):
             await client.connect(str(path))
             yield client
     except TimeoutError as error:
-        raise TimedOut(f"QEMU of machine '{name}' did not answer within {_TIMEOUT_SECONDS:.0f} s") from error
+        raise TimedOut(f"QEMU of machine '{name}' did not answer within {timeout_seconds:.0f} s") from error
     except ExecuteError as error:
         raise Failed(f"QEMU of machine '{name}' refused a command: {error}") from error
     except (QMPError, OSError, EOFError) as error:

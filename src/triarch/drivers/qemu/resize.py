@@ -1,0 +1,251 @@
+"""Limits and size of a VM while it runs: what QEMU, its control group and the guest each do their part of."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from qemu.qmp import ExecuteError, QMPClient
+
+from triarch.drivers.qemu.cmdline import MEMORY_SLOTS, memory_bytes, processors
+from triarch.drivers.qemu.control import open_control
+from triarch.drivers.qemu.launch import limits_of
+from triarch.drivers.qemu.monitor import monitor
+from triarch.drivers.qemu.run import Run
+from triarch.errors import Failed, InUse, TimedOut, Unavailable, Unsupported, WrongState
+from triarch.guest.protocol import Adapt, Adapted
+from triarch.host.limits import Limits, group_exists, set_limits
+from triarch.host.pidfd import ProcessId
+from triarch.host.spawn import allow_longer_files
+from triarch.model.driver import MachineSpec
+from triarch.model.resources import Resources, format_size
+
+# What Linux takes and gives at a time (memory_block_size_bytes of x86).
+_BLOCK_BYTES = 128 << 20
+# A guest in translated code takes its time.
+_GUEST_SECONDS = 60.0
+_POLL_SECONDS = 0.1
+_DISK_NODE = "delta"
+
+Ask = Callable[[Callable[[Adapted], bool]], Awaitable[None]]
+
+
+class _Present(msgspec.Struct, frozen=True, kw_only=True):
+    """What the guest has now. `balloon_bytes` is None without a balloon: nobody can take memory from such a guest."""
+
+    processors: int
+    most_processors: int
+    memory_bytes: int
+    slots_used: int
+    balloon_bytes: int | None
+
+
+async def resize(spec: MachineSpec, run: Run, *, attached: bool) -> None:
+    """Make the limits hold now: processors and memory grow first for QEMU, then for the guest, and shrink in reverse.
+
+    Raises `Unsupported` for what takes a restart, changing nothing; `InUse` when the guest does not give back in time;
+    what was changed before is then changed back.
+    """
+    limits = limits_of(spec.machine)
+    async with monitor(run.monitor, spec.machine.name, _GUEST_SECONDS * 2) as client:
+        present = await _look(client)
+        memory, count = memory_bytes(spec.machine.resources), processors(spec.machine.resources)
+        _check(spec, present, memory, count, attached=attached)
+        if memory != present.balloon_bytes or count != present.processors:
+            await _need_running(client, spec)
+        have = present.memory_bytes if present.balloon_bytes is None else present.balloon_bytes
+        if memory >= have:
+            _limit(spec, limits)
+        else:
+            # QEMU gives back only once the guest has.
+            _limit(spec, msgspec.structs.replace(limits, memory_bytes=limits_of(spec.machine, have).memory_bytes))
+        await _set_processors(client, spec, run, present, count)
+        await _set_memory(client, spec, present, memory)
+        if memory < have:
+            _limit(spec, limits)
+        await throttle(client, spec.machine.resources)
+
+
+async def grow_disk(spec: MachineSpec, run: Run, process: ProcessId, user_id: int | None) -> None:
+    """Tell QEMU and the guest of the file's new length; the guest grows its filesystem while it uses it.
+
+    `user_id` is whom QEMU runs as, None for the caller. Raises `Failed`, `TimedOut`.
+    """
+    size_bytes = Path(spec.delta_path).stat().st_size
+    allow_longer_files(process, user_id, size_bytes)
+    async with monitor(run.monitor, spec.machine.name) as client:
+        await _need_running(client, spec)
+        await client.execute("block_resize", {"node-name": _DISK_NODE, "size": size_bytes})
+    await _adapt(spec, run, lambda has: has.delta_bytes >= size_bytes and not has.error, "grow its filesystem")
+
+
+async def throttle_from_start(spec: MachineSpec, run: Run) -> None:
+    """Bound the rates of a machine that has just begun."""
+    resources = spec.machine.resources
+    if resources.io_read_bytes_per_second or resources.io_write_bytes_per_second:
+        async with monitor(run.monitor, spec.machine.name) as client:
+            await throttle(client, resources)
+
+
+async def throttle(client: QMPClient, resources: Resources) -> None:
+    """Bound what the guest reads and writes on its delta a second (`block_set_io_throttle`; 0 is no bound)."""
+    rates = {
+        "bps_rd": resources.io_read_bytes_per_second or 0,
+        "bps_wr": resources.io_write_bytes_per_second or 0,
+    }
+    await client.execute(
+        "block_set_io_throttle",
+        {"id": await _disk_path(client), **rates, "bps": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0},
+    )
+
+
+async def _disk_path(client: QMPClient) -> str:
+    """Where QEMU's own tree has the device that the delta is plugged into, whichever kind it is."""
+    for block in await _answer(client, "query-block"):
+        inserted = block.get("inserted") or {}
+        if inserted.get("node-name") == _DISK_NODE and block.get("qdev"):
+            return str(block["qdev"])
+    raise Failed("QEMU knows of no device with the delta")
+
+
+async def _answer(client: QMPClient, command: str) -> Any:
+    return await client.execute(command)
+
+
+async def _look(client: QMPClient) -> _Present:
+    slots = await _answer(client, "query-hotpluggable-cpus")
+    memory = await _answer(client, "query-memory-size-summary")
+    devices = await _answer(client, "query-memory-devices")
+    try:
+        balloon = (await _answer(client, "query-balloon"))["actual"]
+    except ExecuteError:
+        balloon = None
+    return _Present(
+        processors=sum(1 for slot in slots if "qom-path" in slot),
+        most_processors=len(slots),
+        memory_bytes=memory["base-memory"] + memory.get("plugged-memory", 0),
+        slots_used=sum(1 for device in devices if device["type"] == "dimm"),
+        balloon_bytes=balloon,
+    )
+
+
+def _check(spec: MachineSpec, present: _Present, memory: int, count: int, *, attached: bool) -> None:
+    """Refuse what takes a restart."""
+    have = present.memory_bytes if present.balloon_bytes is None else present.balloon_bytes
+    if (attached or present.balloon_bytes is None) and (memory != have or count != present.processors):
+        raise _takes_restart(spec, "its memory and processors cannot change while its command is attached to")
+    if count > present.most_processors:
+        raise _takes_restart(spec, f"it was started with room for {present.most_processors} processors, not {count}")
+    if memory > present.memory_bytes and present.slots_used >= MEMORY_SLOTS:
+        raise _takes_restart(spec, f"its {MEMORY_SLOTS} slots for memory are all used")
+
+
+def _takes_restart(spec: MachineSpec, reason: str) -> Unsupported:
+    name = spec.machine.name
+    return Unsupported(f"machine '{name}' takes a restart: {reason}", hint=f"triarch restart {name}", machine=name)
+
+
+async def _need_running(client: QMPClient, spec: MachineSpec) -> None:
+    if (await _answer(client, "query-status"))["status"] != "running":
+        name = spec.machine.name
+        raise WrongState(
+            f"machine '{name}' is paused: its guest cannot take up a change", hint=f"triarch resume {name}"
+        )
+
+
+def _limit(spec: MachineSpec, limits: Limits) -> None:
+    """Where the host let us make no group, QEMU alone keeps the machine in bounds."""
+    if group_exists(spec.cgroup):
+        set_limits(spec.cgroup, limits, leave_out_missing=True)
+        return
+    resources = spec.machine.resources
+    if resources.cpus is not None and resources.cpus != int(resources.cpus):
+        raise Unsupported(
+            f"cannot give machine '{spec.machine.name}' {resources.cpus} processors: it has no control group; "
+            "without one a VM needs a whole number"
+        )
+
+
+async def _set_processors(client: QMPClient, spec: MachineSpec, run: Run, present: _Present, count: int) -> None:
+    if count == present.processors:
+        return
+    slots = await _answer(client, "query-hotpluggable-cpus")
+    free = [slot for slot in reversed(slots) if "qom-path" not in slot]
+    used = [slot for slot in reversed(slots) if "qom-path" in slot]
+    if count > present.processors:
+        for number, slot in enumerate(free[: count - present.processors]):
+            name = f"cpu{present.processors + number}"
+            await client.execute("device_add", {"driver": slot["type"], "id": name, **slot["props"]})
+        await _adapt(spec, run, lambda has: has.processors >= count, "use its new processors")
+        return
+    # The last that came go first; the guest stops using each before it lets go.
+    for slot in used[::-1][: present.processors - count]:
+        await client.execute("device_del", {"id": slot["qom-path"]})
+
+    async def gone() -> bool:
+        return sum(1 for slot in await _answer(client, "query-hotpluggable-cpus") if "qom-path" in slot) <= count
+
+    if not await _until(gone):
+        name = spec.machine.name
+        raise InUse(f"machine '{name}' does not let go of its processors", hint=f"triarch restart {name}")
+
+
+async def _set_memory(client: QMPClient, spec: MachineSpec, present: _Present, memory: int) -> None:
+    if present.balloon_bytes is None or memory == present.balloon_bytes:
+        return
+    if memory > present.memory_bytes:
+        await _plug_memory(client, present, memory - present.memory_bytes)
+    before = present.balloon_bytes
+    await client.execute("balloon", {"value": memory})
+
+    async def there() -> bool:
+        return bool((await _answer(client, "query-balloon"))["actual"] == memory)
+
+    if not await _until(there):
+        await client.execute("balloon", {"value": before})
+        raise InUse(
+            f"machine '{spec.machine.name}' does not give memory back: it uses more than {format_size(memory)}",
+            machine=spec.machine.name,
+        )
+
+
+async def _plug_memory(client: QMPClient, present: _Present, missing_bytes: int) -> None:
+    """One more module of whole blocks; the balloon takes what is too much."""
+    size_bytes = -(-missing_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
+    backend, module = f"memory{present.slots_used}", f"dimm{present.slots_used}"
+    await client.execute("object-add", {"qom-type": "memory-backend-ram", "id": backend, "size": size_bytes})
+    try:
+        await client.execute("device_add", {"driver": "pc-dimm", "id": module, "memdev": backend})
+    except BaseException:
+        await client.execute("object-del", {"id": backend})
+        raise
+
+
+async def _until(condition: Callable[[], Awaitable[bool]]) -> bool:
+    """Whether it came true in the time that a guest has."""
+    deadline = asyncio.get_running_loop().time() + _GUEST_SECONDS
+    while not await condition():
+        if asyncio.get_running_loop().time() > deadline:
+            return False
+        await asyncio.sleep(_POLL_SECONDS)
+    return True
+
+
+async def _adapt(spec: MachineSpec, run: Run, done: Callable[[Adapted], bool], what: str) -> None:
+    """Have the guest take up what was plugged in, until it says so: its kernel hears of it a little later."""
+    name = spec.machine.name
+    has: Adapted | None = None
+    try:
+        async with asyncio.timeout(_GUEST_SECONDS), open_control(run.control) as control:
+            while has is None or not done(has):
+                await control.send(Adapt())
+                has = await control.wait_for(Adapted)
+                await asyncio.sleep(0 if done(has) else _POLL_SECONDS)
+    except TimeoutError as error:
+        detail = f" (error {has.error})" if has is not None and has.error else ""
+        raise TimedOut(f"machine '{name}' did not {what} within {_GUEST_SECONDS:.0f} s{detail}") from error
+    except Unavailable as error:
+        raise WrongState(f"machine '{name}' ended meanwhile", machine=name) from error
