@@ -8,13 +8,14 @@ from typing import ClassVar
 import msgspec
 
 from triarch.drivers.base import Hotplug
+from triarch.engine.cards import port_of
 from triarch.engine.machine_actions import MachineActions
 from triarch.engine.plugged import resolved
 from triarch.engine.procedure import Step
 from triarch.engine.services import Services
 from triarch.engine.set_machine import RECORD_FIELDS
 from triarch.errors import Unsupported
-from triarch.model.device import Device, VolumeDevice
+from triarch.model.device import Device, NicDevice, VolumeDevice
 from triarch.model.driver import ResolvedDevice
 from triarch.model.machine import Machine
 from triarch.model.state import State
@@ -57,7 +58,7 @@ class DeviceProcedure:
     def _resolved(self, machine: Machine, device: Device) -> ResolvedDevice:
         """With the record that has the device: a card's address is in it."""
         services = self.services
-        return resolved(machine, self.arguments.name, device, services.pool, services.device_link)
+        return resolved(machine, self.arguments.name, device, services.pool, services.link_for)
 
     @property
     def _hotplug(self) -> Hotplug:
@@ -73,15 +74,24 @@ class DeviceProcedure:
     async def _plug(self, machine: Machine) -> None:
         device = self.arguments.device
         if self._runs and device is not None:
+            await self._wire(machine, device)
             await self._hotplug.attach(self.machine.spec, self._resolved(machine, device))
 
     async def _unplug(self, machine: Machine) -> None:
         device = self.arguments.device
         if self._runs and device is not None:
             await self._hotplug.detach(self.machine.spec, self._resolved(machine, device))
+            if isinstance(device, NicDevice):
+                await self.services.network.unplug(port_of(self.services, machine, self.arguments.name).host_interface)
+
+    async def _wire(self, machine: Machine, device: Device) -> None:
+        """A card's network, filters and names are there before the card is."""
+        if isinstance(device, NicDevice):
+            port = port_of(self.services, machine, self.arguments.name)
+            await self.services.network.plug(self.services.networks.get(port.network), port)
 
     async def _put(self, machine: Machine) -> None:
-        await self.machine.update(nics=machine.nics, **{field: getattr(machine, field) for field in RECORD_FIELDS})
+        await self.machine.update(**{field: getattr(machine, field) for field in RECORD_FIELDS})
 
     async def _remove_volume(self) -> None:
         volumes = self.services.pool.volumes

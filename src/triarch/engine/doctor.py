@@ -26,7 +26,8 @@ from triarch.host.rights import rights
 from triarch.model.instance import Instance
 from triarch.model.request import Check, CheckStatus
 from triarch.model.resources import format_size
-from triarch.network.nat import FORWARDING, NatNetwork
+from triarch.network.bridges import FORWARDING
+from triarch.network.host import HostNetworks
 
 log = logging.getLogger(__name__)
 
@@ -304,7 +305,7 @@ def _tap_device(_: Instance) -> Check:
 
 
 def _bridge(instance: Instance) -> Check:
-    NatNetwork(instance).probe()
+    HostNetworks(instance).probe()
     return Check(name="nat network", status=PASS, detail="a bridge could be made", needed_for=NAT)
 
 

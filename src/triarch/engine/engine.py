@@ -11,13 +11,13 @@ import msgspec
 
 from triarch.drivers.base import Console, DriverFactory, Exec, Metered, Stdio, capabilities_of
 from triarch.engine.architectures import Architectures
+from triarch.engine.cards import check_network
 from triarch.engine.devices import Devices
 from triarch.engine.down import Down, DownArguments
 from triarch.engine.events import EventBus
 from triarch.engine.files import Files
 from triarch.engine.journal import Journal
 from triarch.engine.lifecycle import Lifecycle
-from triarch.engine.logs import follow_log
 from triarch.engine.machine_procedures import (
     Create,
     Delete,
@@ -34,6 +34,8 @@ from triarch.engine.machine_procedures import (
     Stop,
     Switch,
 )
+from triarch.engine.network_records import Claims, NetworkRecords
+from triarch.engine.networks import Networks
 from triarch.engine.operations import Operations
 from triarch.engine.policies import check_unprotected
 from triarch.engine.profiles import Profiles
@@ -69,6 +71,7 @@ from triarch.model.operation import Operation
 from triarch.model.request import BuildTemplate, Check
 from triarch.model.state import State, Verb, next_state
 from triarch.model.template import Template, parse_template_name
+from triarch.network.host import HostNetworks
 from triarch.storage.base import Pool
 from triarch.store.base import Store
 
@@ -95,14 +98,17 @@ class Engine:
         self._store = store
         journal = Journal(store)
         self._operations = Operations(journal, self._events, self._released)
+        machines = MachineRecords(store)
         self._services = Services(
             instance=instance,
             store=store,
             pool=pool,
             network=network,
+            networks=NetworkRecords(store, network),
+            claims=Claims(machines),
             architectures=Architectures(instance, self._hear, factories),
             events=self._events,
-            machines=MachineRecords(store),
+            machines=machines,
             templates=TemplateRecords(store),
             profiles=ProfileRecords(store),
             snapshots=SnapshotRecords(store),
@@ -115,8 +121,10 @@ class Engine:
         self._services.machines.heed = self._supervisor.heed
         self._lifecycle = Lifecycle(self._services, self._operations, journal, self._supervisor)
         self.snapshots = Snapshots(self._services, self._operations)
+        self.networks = Networks(self._services, self._operations)
         self.devices = Devices(self._services, self._operations)
         self.files = Files(self._services, self._operations)
+        self.terminals = Terminals(self._services)
         # Machines that are being made: name and index.
         self._reserved: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -128,6 +136,7 @@ class Engine:
         await self._supervisor.need(machine)
 
     async def _released(self, target: str) -> None:
+        self._services.claims.release(target)
         await self._lifecycle.released(target)
 
     async def open(self) -> None:
@@ -150,6 +159,7 @@ class Engine:
         await self._services.snapshots.load()
         await self._services.machines.load()
         await self._lifecycle.recover()
+        self._services.network.start_watch()
         self.profiles.reconcile()
         await self._supervisor.begin()
 
@@ -158,6 +168,7 @@ class Engine:
         await self._supervisor.close()
         await self.profiles.close()
         await self._operations.close()
+        await self._services.network.close()
         await self._services.trees.close()
         await self._services.architectures.close()
         await self._store.close()
@@ -266,6 +277,7 @@ class Engine:
         self._check_name_free(machine.name)
         self._operations.check_free(f"machine/{machine.name}")
         self._reserved[machine.name] = machine.index
+        self._services.claims.claim(machine)
         return machine
 
     def _check_name_free(self, name: str) -> None:
@@ -293,6 +305,7 @@ class Engine:
         """Unless another machine that is being made has the name by now."""
         if self._reserved.get(machine.name) == machine.index:
             del self._reserved[machine.name]
+            self._services.claims.release(f"machine/{machine.name}")
 
     def _checked(self, name: str, verb: Verb) -> Machine:
         """The machine, if nothing holds it and its state allows `verb`."""
@@ -380,24 +393,6 @@ class Engine:
 
     # -- streams
 
-    async def exec(self, name: str, request: ExecRequest, stdio: Stdio) -> Exit:
-        """Run a command in a running machine. No lock is taken: any number may run at once."""
-        machine = self._services.machines.get(check_machine_name(name))
-        next_state(name, machine.state, Verb.EXEC)
-        driver = self._services.driver(machine)
-        check_exec(name, request)
-        if not isinstance(driver, Exec):
-            raise self._lacks(machine.architecture, "exec")
-        return await driver.exec(self._services.spec(machine), request, stdio)
-
-    async def console(self, name: str, stdio: Stdio) -> None:
-        machine = self._services.machines.get(check_machine_name(name))
-        next_state(name, machine.state, Verb.CONSOLE)
-        driver = self._services.driver(machine)
-        if not isinstance(driver, Console):
-            raise self._lacks(machine.architecture, "console")
-        await driver.console(self._services.spec(machine), stdio)
-
     async def usage(self, name: str) -> Usage:
         """What a running machine uses now. Raises `WrongState` when it does not run."""
         machine = self._services.machines.get(check_machine_name(name))
@@ -434,16 +429,6 @@ class Engine:
         if procedure.exit is None:
             raise Cancelled(f"machine '{machine.name}' ended without an exit code")
         return procedure.exit
-
-    def logs(self, name: str, *, follow: bool = False) -> AsyncIterator[bytes]:
-        """The console output that was kept; with `follow` also what comes, until the machine stops."""
-        machine = self._services.machines.get(check_machine_name(name))
-
-        def running() -> bool:
-            kept = self._services.machines.find_uuid(machine.uuid)
-            return follow and kept is not None and kept.state is State.RUNNING
-
-        return follow_log(self.instance.log_path(machine.uuid), running)
 
     # -- templates
 
@@ -496,7 +481,6 @@ class Engine:
 
 async def open_engine(instance: Instance, factories: Mapping[str, DriverFactory] | None = None) -> Engine:
     """The engine on its usual parts: sqlite, a directory pool, a NAT bridge, the drivers of this host."""
-    from triarch.network.host import HostNetworks
     from triarch.storage.directory import DirectoryPool
     from triarch.store.sqlite import SqliteStore
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import msgspec
 
+from triarch.engine.cards import ports_of
 from triarch.engine.down import Down
 from triarch.engine.journal import Journal, JournalRecord
 from triarch.engine.machine_procedures import Delete, MachineArguments, Settle
@@ -122,13 +123,10 @@ class Lifecycle:
         self._services.architectures.listen(machine.architecture)
 
     async def _mend_network(self) -> None:
-        """Machines that run keep their network even if its name server or firewall rules went with the last daemon."""
-        running = [kept.value for kept in self._services.machines.all() if kept.value.state is State.RUNNING]
-        if any(machine.network == "nat" for machine in running):
-            try:
-                await self._services.network.ensure(await self._services.need_subnet())
-            except Error:
-                log.exception("cannot mend the network of running machines")
+        """Machines that run keep their networks even if a name server or firewall rules went with the last daemon."""
+        live = [k.value for k in self._services.machines.all() if k.value.state in (State.RUNNING, State.PAUSED)]
+        ports = [port for machine in live for port in ports_of(self._services, machine)]
+        await self._services.network.restore(self._services.networks.all(), ports)
 
     def _sweep(self) -> None:
         """Layers and scratch space that no record names (blocking)."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from triarch.drivers.base import Driver
+from triarch.engine.cards import check_host_port, ports_of
 from triarch.engine.services import Services
 from triarch.model.device import VolumeDevice
 from triarch.model.driver import MachineSpec, Observation
@@ -141,17 +142,20 @@ class MachineActions:
         self.services.guest_pack = await ensure_pack(report)
 
     async def plug(self) -> None:
-        """Network and name are there before the machine is."""
+        """Networks, names, filters and forwards are there before the machine is."""
         machine = self.current
-        if machine.network == "nat" and machine.nic is not None:
-            await self.services.network.ensure(await self.services.need_subnet())
-            await self.services.network.publish(machine.name, machine.nic.ip)
+        for forward in machine.forwards:
+            await asyncio.to_thread(check_host_port, machine.name, forward)
+        for port in ports_of(self.services, machine):
+            await self.services.network.plug(await self.services.networks.need(port.network), port)
 
     async def unplug(self) -> None:
-        machine = self.current
-        if machine.network == "nat":
-            await self.services.network.withdraw(machine.name)
-            await self.services.network.release(machine.index)
+        for port in ports_of(self.services, self.current):
+            await self.services.network.unplug(port.host_interface)
+
+    async def replug(self) -> None:
+        """What the record says of names, labels, forwards and rates holds on the host now, if it runs."""
+        await self.services.network.refresh(ports_of(self.services, self.current))
 
     async def make_run_dir(self) -> None:
         run_dir = Path(self.spec.run_dir)

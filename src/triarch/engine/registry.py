@@ -6,10 +6,11 @@ from typing import Any
 
 import msgspec
 
-from triarch.engine.files import FILES_PROCEDURES
 from triarch.engine.device_procedures import DEVICE_PROCEDURES
+from triarch.engine.files import FILES_PROCEDURES
 from triarch.engine.journal import JournalRecord
 from triarch.engine.machine_procedures import MACHINE_PROCEDURES
+from triarch.engine.network_procedures import NETWORK_PROCEDURES
 from triarch.engine.procedure import Procedure
 from triarch.engine.profiles import PROFILE_PROCEDURES
 from triarch.engine.services import Services
@@ -27,6 +28,7 @@ _ALL: tuple[Any, ...] = (
     *TEMPLATE_PROCEDURES,
     *SNAPSHOT_PROCEDURES,
     *DEVICE_PROCEDURES,
+    *NETWORK_PROCEDURES,
 )
 PROCEDURES: dict[str, Any] = {procedure.verb: procedure for procedure in _ALL}
 

@@ -8,13 +8,12 @@ import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 
-import msgspec
-
 from triarch.drivers.base import Driver
+from triarch.engine.cards import check_network, need_networks, placed
 from triarch.engine.policies import check_policies
 from triarch.engine.services import Services
 from triarch.engine.settings import materialize
-from triarch.errors import Exhausted, Invalid, MissingProgram, Unavailable, Unsupported, WrongState
+from triarch.errors import Exhausted, Invalid, MissingProgram, Unavailable
 from triarch.host import facts
 from triarch.host.tap import TAP_DEVICE
 from triarch.model.command import check_command
@@ -22,9 +21,9 @@ from triarch.model.driver import Kind
 from triarch.model.instance import MAX_MACHINES
 from triarch.model.machine import CreateMachine, Machine
 from triarch.model.names import check_machine_name
-from triarch.model.network import DEFAULT_NETWORK, NO_NETWORK, USER_NETWORK, Nic
+from triarch.model.network import DEFAULT_NETWORK, USER_NETWORK
 from triarch.model.resources import Resources, format_size
-from triarch.model.settings import Settings, add_up, resources_of
+from triarch.model.settings import add_up, resources_of
 from triarch.model.state import State
 from triarch.model.template import Init, TemplateRef
 
@@ -56,8 +55,7 @@ async def resolve(services: Services, request: CreateMachine, taken: Mapping[str
     if init is Init.SYSTEM and request.command:
         raise Invalid(f"machine '{name}' boots its own init, so it takes no command", hint="leave out --init system")
     network = settings.network or _default_network(services, driver)
-    if network == DEFAULT_NETWORK:
-        await services.need_subnet()
+    await need_networks(services, network, settings)
     # From here on nothing waits: what is free now is free when the caller takes it.
     if name in taken and request.name is None:
         name = _free_name(services, taken)
@@ -73,16 +71,15 @@ async def resolve(services: Services, request: CreateMachine, taken: Mapping[str
         profiles=request.profiles,
         own=request.settings,
         network=network,
-        nic=_nic(services, network, index),
         ids=services.instance.id_range(index),
         ephemeral=request.ephemeral,
         created_at=datetime.now(UTC),
         state=State.STOPPED,
     )
-    machine = materialize(machine, settings, template.environment)
+    machine = placed(services, materialize(machine, settings, template.environment), settings)
     driver.validate(machine)
     check_policies(services, machine)
-    _check_network(services, machine)
+    check_network(services, machine)
     return machine
 
 
@@ -111,55 +108,6 @@ def _default_network(services: Services, driver: Driver) -> str:
     except Unavailable:
         return USER_NETWORK
     return USER_NETWORK if facts.open_error(TAP_DEVICE) else DEFAULT_NETWORK
-
-
-def _check_network(services: Services, machine: Machine) -> None:
-    if machine.network == DEFAULT_NETWORK:
-        try:
-            services.network.probe()
-        except MissingProgram:
-            raise
-        except Unavailable as error:
-            # Asking again would not help: it is not absent for now, this host does not allow it.
-            raise Unsupported(
-                f"machine '{machine.name}' cannot have network 'nat': {error.message}", hint=error.hint
-            ) from error
-    if machine.forwards and machine.network != USER_NETWORK:
-        raise Unsupported(
-            f"machine '{machine.name}' asks for port forwards: "
-            f"only network 'user' has them, this is '{machine.network}'"
-        )
-
-
-def _nic(services: Services, network: str, index: int) -> Nic | None:
-    if network == NO_NETWORK:
-        return None
-    if network == USER_NETWORK:
-        octets = (0x52, 0x54, 0, *secrets.token_bytes(3))
-        return Nic(mac=":".join(f"{octet:02x}" for octet in octets), address="10.0.2.15/24")
-    assert services.subnet is not None
-    return services.network.nic(services.subnet, index)
-
-
-async def rewired(services: Services, before: Machine, after: Machine, settings: Settings) -> Machine:
-    """`after` with the network that its settings name, on which it gets another card where that is another one.
-
-    Settings that name none leave it where it is. Raises `WrongState` while it runs.
-    """
-    network = settings.network or before.network
-    if network != before.network:
-        if before.state in (State.RUNNING, State.PAUSED):
-            raise WrongState(
-                f"cannot move machine '{before.name}' to network '{network}': it is {before.state.value}; "
-                "that needs stopped",
-                hint=f"triarch stop {before.name}",
-                machine=before.name,
-            )
-        if network == DEFAULT_NETWORK:
-            await services.need_subnet()
-        after = msgspec.structs.replace(after, network=network, nic=_nic(services, network, before.index))
-    _check_network(services, after)
-    return after
 
 
 def _free_index(services: Services, taken: Mapping[str, int]) -> int:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from triarch.drivers.base import Driver
 from triarch.engine.architectures import Architectures
 from triarch.engine.events import EventBus
-from triarch.engine.plugged import resolved_devices
 from triarch.engine.network_records import Claims, NetworkRecords, cards_of
+from triarch.engine.plugged import resolved_devices
 from triarch.engine.records import MachineRecords, ProfileRecords, TemplateRecords
 from triarch.engine.snapshot_records import SnapshotRecords
 from triarch.engine.trees import Trees
@@ -75,12 +75,8 @@ class Services:
             log_path=str(self.instance.log_path(machine.uuid)),
             cgroup=self.instance.cgroup(machine.uuid),
             guest_pack=self.guest_pack,
-            devices=resolved_devices(machine, self.pool, self.device_link),
+            devices=resolved_devices(machine, self.pool, self.link_for),
         )
-
-    def device_link(self, machine: Machine, device: str) -> Link:
-        """How the card of this device is plugged in."""
-        return NoLink()
 
     def template_of(self, machine: Machine) -> Template:
         return self.templates.get(f"{machine.template.name}@{machine.template.level}")

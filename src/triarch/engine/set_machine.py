@@ -14,7 +14,7 @@ from typing import ClassVar
 import msgspec
 
 from triarch.drivers.base import Resizable
-from triarch.engine.cards import rewired
+from triarch.engine.cards import LIVE_FIELDS, rewired
 from triarch.engine.machine_actions import MachineActions
 from triarch.engine.policies import check_policies
 from triarch.engine.procedure import Step
@@ -24,6 +24,7 @@ from triarch.engine.settings import SETTING_FIELDS, changes_between, layers_of, 
 from triarch.errors import Error, Invalid, Unsupported
 from triarch.host.grow import grow_at_rest
 from triarch.model.machine import Machine, SetMachine, SettingChange
+from triarch.model.network import USER_NETWORK
 from triarch.model.operation import Progress
 from triarch.model.resources import Resources, format_size
 from triarch.model.settings import KEYS, RESOURCE_KEYS, Profile, Settings, add_up
@@ -118,7 +119,8 @@ def live_fields(services: Services, machine: Machine) -> frozenset[str]:
     if machine.state not in (State.RUNNING, State.PAUSED):
         return frozenset(KEYS)
     resizable = isinstance(services.driver(machine), Resizable)
-    return POLICY_FIELDS | (frozenset(RESOURCE_KEYS) if resizable else frozenset())
+    networked = LIVE_FIELDS if machine.network != USER_NETWORK else frozenset()
+    return POLICY_FIELDS | networked | (frozenset(RESOURCE_KEYS) if resizable else frozenset())
 
 
 class SetMachineProcedure:
@@ -131,6 +133,7 @@ class SetMachineProcedure:
         self.arguments = arguments
         self.machine = MachineActions(services, arguments.machine)
         self._services = services
+        services.claims.claim(arguments.after)
         self._reached: Resources | None = None
         # What did not become live, and why where that is known.
         self._left: dict[str, str] = {}
@@ -147,7 +150,7 @@ class SetMachineProcedure:
             steps.append(Step("limits", self._resize, self._resize_back))
         if after.resources.disk_bytes > before.resources.disk_bytes:
             steps.append(Step("disk", self._grow))
-        return (*steps, record)
+        return (*steps, record, Step("network", self.machine.replug))
 
     @property
     def result(self) -> str:
@@ -246,7 +249,7 @@ def _lengthen(path: Path, size_bytes: int) -> None:
         os.truncate(path, size_bytes)
 
 
-RECORD_FIELDS = ("profiles", "own", "environment", "resources", "network", "nic", *SETTING_FIELDS)
+RECORD_FIELDS = ("profiles", "own", "environment", "resources", "network", "nic", "nics", *SETTING_FIELDS)
 
 
 def _limits(resources: Resources) -> tuple[object, ...]:

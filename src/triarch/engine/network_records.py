@@ -1,0 +1,135 @@
+"""Networks as stored, with the copy in memory, and who has which address on them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
+
+from triarch.engine.records import MachineRecords, decode_entry
+from triarch.errors import Exhausted, NotFound
+from triarch.model.device import NicDevice
+from triarch.model.machine import Machine
+from triarch.model.network import DEFAULT_NETWORK, Network, NetworkKind, Nic
+from triarch.store.base import Store
+
+if TYPE_CHECKING:
+    from triarch.network.host import HostNetworks
+
+# Where earlier releases kept the subnet of the built-in network.
+SUBNET_KEY = "network/nat"
+MAX_NETWORKS = 999
+
+
+class NetworkRecords:
+    """Networks by name. One key `networks/NAME` each; the built-in one is stored when it is first needed."""
+
+    def __init__(self, store: Store, host: HostNetworks) -> None:
+        self._store = store
+        self._host = host
+        self._by_name: dict[str, Network] = {}
+        # Those that are being made: their indexes and names are taken.
+        self.reserved: dict[str, Network] = {}
+
+    async def load(self) -> None:
+        for entry in await self._store.list("networks/"):
+            network = decode_entry(entry, Network)
+            self._by_name[network.name] = network
+        former = await self._store.get(SUBNET_KEY)
+        if former is not None and DEFAULT_NETWORK not in self._by_name:
+            await self.put(self._built_in(former.value.decode()))
+
+    def all(self) -> tuple[Network, ...]:
+        return tuple(self._by_name[name] for name in sorted(self._by_name))
+
+    def find(self, name: str) -> Network | None:
+        return self._by_name.get(name)
+
+    def get(self, name: str) -> Network:
+        """Raises `NotFound` with the nearest name there is."""
+        network = self._by_name.get(name)
+        if network is None:
+            import difflib
+
+            near = difflib.get_close_matches(name, self._by_name, n=1)
+            meant = f", did you mean '{near[0]}'?" if near else ""
+            raise NotFound(f"there is no network '{name}'{meant}", hint="triarch network list", network=name)
+        return network
+
+    async def need(self, name: str) -> Network:
+        """As `get`; the built-in network is made up at the first call, on ranges that the host does not use."""
+        if name == DEFAULT_NETWORK and name not in self._by_name:
+            await self.put(self._built_in(str(self._host.choose_subnet(self.all()))))
+        return self.get(name)
+
+    def _built_in(self, subnet: str) -> Network:
+        subnet6 = self._host.choose_subnet6(0, self.all())
+        return Network(
+            name=DEFAULT_NETWORK,
+            index=0,
+            kind=NetworkKind.NAT,
+            ipv4=subnet,
+            ipv6=None if subnet6 is None else str(subnet6),
+            description="made by itself",
+            created_at=datetime.now(UTC),
+        )
+
+    async def put(self, network: Network) -> None:
+        await self._store.put(f"networks/{network.name}", msgspec.json.encode(network))
+        self._by_name[network.name] = network
+
+    async def remove(self, name: str) -> None:
+        """Absent is success."""
+        await self._store.delete(f"networks/{name}")
+        self._by_name.pop(name, None)
+
+    def free_index(self) -> int:
+        used = {network.index for network in (*self._by_name.values(), *self.reserved.values())}
+        for index in range(1, MAX_NETWORKS + 1):
+            if index not in used:
+                return index
+        raise Exhausted(f"this instance has {MAX_NETWORKS} networks already, which is the most it takes")
+
+
+class Card(NamedTuple):
+    """One network card of a machine: `device` is its name among the machine's devices, empty for the first one."""
+
+    machine: str
+    network: str
+    device: str
+    nic: Nic
+
+
+def cards_of(machine: Machine) -> Iterator[Card]:
+    """All cards of a machine that are on networks, the first one first."""
+    if machine.nic is not None:
+        yield Card(machine.name, machine.network, "", machine.nic)
+    for name, nic in machine.nics.items():
+        device = machine.devices.get(name)
+        if isinstance(device, NicDevice):
+            yield Card(machine.name, device.network, name, nic)
+
+
+class Claims:
+    """Machines as they will be: what they have is taken before their records say so."""
+
+    def __init__(self, machines: MachineRecords) -> None:
+        self._machines = machines
+        self._claimed: dict[str, Machine] = {}
+
+    def claim(self, machine: Machine) -> None:
+        """From now on its addresses, ports and aliases are its own."""
+        self._claimed[machine.uuid] = machine
+
+    def release(self, target: str) -> None:
+        """An operation on `machine/NAME` ended: its record says what it has, or nothing came of it."""
+        for uuid, machine in tuple(self._claimed.items()):
+            if f"machine/{machine.name}" == target:
+                del self._claimed[uuid]
+
+    def others(self, uuid: str) -> Iterator[Machine]:
+        """Every other machine, as it is recorded and as it will be."""
+        yield from (kept.value for kept in self._machines.all() if kept.value.uuid != uuid)
+        yield from (machine for key, machine in self._claimed.items() if key != uuid)
