@@ -11,12 +11,14 @@ from typing import Any
 import click
 
 import triarch
+from triarch.cli import exit_codes
+from triarch.cli.arguments import examples, laid_out
+from triarch.cli.exit_codes import OwnFailure
 from triarch.cli.session import Session
 from triarch.errors import Error, Invalid
 
 PROGRAM = "triarch"
 NEW_LINE = "\n"
-EXIT_ERROR, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 130, 141
 
 # In the order of the help page: command, module of `triarch.cli`.
 COMMANDS: dict[str, str] = {
@@ -40,13 +42,18 @@ COMMANDS: dict[str, str] = {
     "switch": "machines",
     "snapshot": "snapshot",
     "restore": "snapshot",
+    "device": "device",
+    "mount": "device",
+    "unmount": "device",
     "template": "template",
+    "architecture": "architecture",
     "events": "watch",
     "wait": "watch",
     "doctor": "host",
     "down": "host",
     "version": "host",
     "completion": "host",
+    "help": "help",
 }
 ALIASES = {"ls": "list", "ps": "list", "rm": "delete"}
 
@@ -62,7 +69,7 @@ class LazyGroup(click.Group):
         if name not in COMMANDS:
             return None
         command: click.Command = getattr(import_module(f"triarch.cli.{COMMANDS[name]}"), f"{name}_command")
-        return command
+        return laid_out(command)
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         if args and not args[0].startswith("-") and args[0] not in COMMANDS and args[0] not in ALIASES:
@@ -76,20 +83,21 @@ def unknown_command(word: str, group: str, known: Sequence[str]) -> Invalid:
 
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
     prefix = f"{PROGRAM} {group}".strip()
-    return UnknownCommand(
+    return Invalid(
         f"there is no command '{prefix} {word}'" + (f", did you mean '{near[0]}'?" if near else ""),
         hint=f"{prefix} {near[0]}" if near else f"{prefix} --help",
     )
 
 
-class UnknownCommand(Invalid):
-    """Wrong usage: exit code 2."""
-
-
 @click.group(
     cls=LazyGroup,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="First steps: triarch template build bookworm; triarch launch bookworm web; triarch exec web -- bash",
+    epilog=examples(
+        "triarch template build bookworm",
+        "triarch launch bookworm web",
+        "triarch exec web -- bash",
+        "triarch help exit-codes",
+    ),
 )
 @click.option("--root", metavar="DIR", help="Use the separate instance in DIR (or TRIARCH_ROOT).")
 @click.version_option(triarch.__version__, message="triarch %(version)s")
@@ -105,29 +113,31 @@ def run(arguments: list[str]) -> int:
         code = cli.main(arguments, prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
-    except UnknownCommand as error:
-        return _complain(error.message, error.hint, EXIT_USAGE)
+    except OwnFailure as failure:
+        return _complain(failure.error.message, failure.error.hint, exit_codes.OWN_FAILURE)
     except Error as error:
-        return _complain(error.message, error.hint, EXIT_ERROR)
+        return _complain(error.message, error.hint, exit_codes.of(error))
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message(), file=sys.stderr)
-        return EXIT_USAGE
+        return exit_codes.USAGE
     except click.ClickException as error:
         return _complain(*_usage_message(error), error.exit_code)
     except (KeyboardInterrupt, click.Abort):
-        return EXIT_INTERRUPTED
+        return exit_codes.INTERRUPTED
     except BrokenPipeError:
         # Whoever read the output has gone; Python would complain once more when it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return EXIT_BROKEN_PIPE
+        return exit_codes.BROKEN_PIPE
     except UnicodeEncodeError as error:
-        return _complain(f"not valid UTF-8: {error.object!r}", None, EXIT_USAGE)
+        return _complain(f"not valid UTF-8: {error.object!r}", None, exit_codes.USAGE)
     except OSError as error:
-        return _complain(f"{error.filename or 'system'}: {error.strerror or error}", None, EXIT_ERROR)
+        return _complain(f"{error.filename or 'system'}: {error.strerror or error}", None, exit_codes.ERROR)
     except Exception as error:
         if os.environ.get("TRIARCH_DEBUG"):
             raise
-        return _complain(f"internal error: {type(error).__name__}: {error}", "TRIARCH_DEBUG=1 shows more", EXIT_ERROR)
+        return _complain(
+            f"internal error: {type(error).__name__}: {error}", "TRIARCH_DEBUG=1 shows more", exit_codes.ERROR
+        )
 
 
 def _usage_message(error: click.ClickException) -> tuple[str, str | None]:

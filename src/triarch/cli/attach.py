@@ -13,7 +13,11 @@ from triarch.cli import terminal
 from triarch.cli.arguments import (
     CommandAfterName,
     Number,
+    OwnExitCode,
+    architecture_option,
+    examples,
     machine_argument,
+    template_argument,
     without_dashes,
 )
 from triarch.cli.session import Session
@@ -90,6 +94,7 @@ def exec_command(
 
 @click.command(
     "shell",
+    cls=OwnExitCode,
     short_help="A login shell in a running machine.",
     epilog="Examples: triarch shell web; triarch shell --user postgres db",
 )
@@ -138,14 +143,23 @@ def _settings(values: dict[str, Any], use_terminal: bool) -> Settings:
     return msgspec.structs.replace(settings, environment=environment) if environment else settings
 
 
-@click.command("run", cls=CommandAfterName, short_help="Run COMMAND in a throw-away machine.")
+@click.command(
+    "run",
+    cls=CommandAfterName,
+    short_help="Run COMMAND in a throw-away machine.",
+    epilog=examples(
+        "triarch run bookworm -- cat /etc/os-release",
+        "triarch run -t bookworm bash",
+        "triarch run --as hosted --memory 512M bookworm -- uname -a",
+    ),
+)
 @_terminal_option
 @_input_options[0]
 @_input_options[1]
-@click.option("--as", "architecture", metavar="ARCH", help="Architecture: container, hosted, kvm, …")
+@architecture_option("--as", help="Architecture: container, hosted, kvm, …")
 @click.option("--name", metavar="NAME", help="Its name while it lives.")
 @setting_options
-@click.argument("template")
+@template_argument()
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.pass_obj
 def run_command(
@@ -169,7 +183,7 @@ def run_command(
         return _code(terminal.Attachment(stream, terminal=use_terminal, interactive=not no_input).run())
 
 
-@click.command("console")
+@click.command("console", epilog=examples("triarch console web"))
 @machine_argument()
 @click.pass_obj
 def console_command(session: Session, name: str) -> None:

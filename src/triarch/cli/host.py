@@ -12,6 +12,8 @@ import click
 import msgspec
 
 import triarch
+from triarch.cli.arguments import examples
+from triarch.cli.dry_run import dry_run_option, would
 from triarch.cli.output import Column, output_option, print_rows, print_value
 from triarch.cli.progress import finish
 from triarch.cli.session import Session
@@ -19,6 +21,7 @@ from triarch.errors import Denied, Error, Failed
 from triarch.model.instance import Instance
 from triarch.model.request import Check, CheckStatus
 from triarch.model.server import ServerInfo
+from triarch.model.state import State
 
 _CHECK_COLORS = {CheckStatus.PASS: "green", CheckStatus.WARN: "yellow", CheckStatus.FAIL: "red"}
 
@@ -31,7 +34,9 @@ COLUMNS = (
 CSV_COLUMNS = (*COLUMNS, Column[Check]("FIX", lambda check: check.fix or ""))
 
 
-@click.command("doctor", short_help="Check what this host can do.")
+@click.command(
+    "doctor", short_help="Check what this host can do.", epilog=examples("triarch doctor", "triarch doctor -o json")
+)
 @output_option
 @click.pass_obj
 def doctor_command(session: Session, output_format: str) -> int:
@@ -65,15 +70,27 @@ def _checks(session: Session) -> tuple[Check, ...]:
     return msgspec.json.decode(done.stdout, type=tuple[Check, ...])
 
 
-@click.command("down", short_help="Stop every machine, clear the host, end the daemon.")
+@click.command(
+    "down",
+    short_help="Stop every machine, clear the host, end the daemon.",
+    epilog=examples("triarch down", "triarch down --dry-run", "triarch down --until-boot"),
+)
+@click.option("--until-boot", is_flag=True, help="Start the machines again when the host has booted.")
+@dry_run_option
 @click.pass_obj
-def down_command(session: Session) -> None:
+def down_command(session: Session, until_boot: bool, dry_run: bool) -> None:
     """Stop every machine, clear the host of everything that is not a file of a machine, and end the daemon."""
     client = session.running_client()
     if client is None and session.never_used:
         return
     client = client or session.client
-    finish(client, client.down())
+    if dry_run:
+        for view in client.machines():
+            if view.state in (State.RUNNING, State.PAUSED):
+                would("stop", f"machine {view.name}")
+        would("clear", f"the host of instance {session.instance.tag} and end its daemon")
+        return
+    finish(client, client.down(until_boot=until_boot))
     client.wait_closed()
     _wait_ended(session.instance)
 
@@ -95,7 +112,9 @@ class Versions(msgspec.Struct, frozen=True, omit_defaults=True):
     server: ServerInfo | None = None
 
 
-@click.command("version", short_help="Show the versions of command and daemon.")
+@click.command(
+    "version", short_help="Show the versions of command and daemon.", epilog=examples("triarch version -o json")
+)
 @output_option
 @click.pass_obj
 def version_command(session: Session, output_format: str) -> None:
@@ -116,11 +135,19 @@ def version_command(session: Session, output_format: str) -> None:
     print(f"Server: {f'{server.version} (pid {server.pid}, {server.state_dir})' if server else 'does not run'}")
 
 
-@click.command("completion", short_help="Print the completion script for a shell.")
+@click.command(
+    "completion",
+    short_help="Print the completion script for a shell.",
+    epilog=examples(
+        'eval "$(triarch completion bash)"',
+        "triarch completion zsh > ~/.zfunc/_triarch",
+        "triarch completion fish > ~/.config/fish/completions/triarch.fish",
+    ),
+)
 @click.argument("shell", type=click.Choice(("bash", "zsh", "fish")))
 @click.pass_context
 def completion_command(ctx: click.Context, shell: str) -> None:
-    """Print the completion script for a shell: eval "$(triarch completion bash)"."""
+    """Print the completion script for a shell."""
     from click.shell_completion import get_completion_class
 
     kind = get_completion_class(shell)

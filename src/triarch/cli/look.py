@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from triarch.cli.arguments import machine_argument
-from triarch.cli.output import Column, age, join, output_option, print_record, print_rows
+from triarch.cli.arguments import completes, examples, machine_argument
+from triarch.cli.listing import Listing, list_options
+from triarch.cli.output import Column, age, join, output_option, print_record
 from triarch.cli.session import Session
 from triarch.errors import NotFound, Unsupported, WrongState
 from triarch.model.driver import Usage
@@ -28,24 +29,81 @@ def _state_color(view: MachineView) -> str | None:
 
 LIST_COLUMNS = (
     Column[MachineView]("NAME", lambda view: view.name),
-    Column[MachineView]("STATE", lambda view: view.state.value, color=_state_color),
+    Column[MachineView](
+        "STATE",
+        lambda view: f"{view.state.value}, {view.health.value}" if view.health else view.state.value,
+        color=_state_color,
+        machine_value=lambda view: view.state.value,
+    ),
     Column[MachineView]("ARCH", lambda view: view.architecture),
     Column[MachineView]("TEMPLATE", lambda view: str(view.template)),
     Column[MachineView]("IPV4", lambda view: view.address or "-", machine_value=lambda view: view.address or ""),
 )
 
 
-@click.command("list")
-@output_option
-@click.option("-q", "--quiet", is_flag=True, help="Print only names.")
+def _number(number: float | None) -> str:
+    return "" if number is None else f"{number:g}"
+
+
+def _yes(flag: bool) -> str:
+    return "yes" if flag else "no"
+
+
+MORE_COLUMNS = (
+    Column[MachineView]("HEALTH", lambda view: view.health.value if view.health else ""),
+    Column[MachineView]("DESIRED", lambda view: view.desired.value),
+    Column[MachineView]("RESTARTS", lambda view: str(view.restarts), right=True),
+    Column[MachineView]("NETWORK", lambda view: view.network),
+    Column[MachineView]("IPV6", lambda view: view.address6 or ""),
+    Column[MachineView]("MAC", lambda view: view.mac or ""),
+    Column[MachineView]("INIT", lambda view: view.init.value),
+    Column[MachineView]("CPUS", lambda view: _number(view.resources.cpus), right=True),
+    Column[MachineView](
+        "MEMORY",
+        lambda view: format_size(view.resources.memory_bytes) if view.resources.memory_bytes else "",
+        right=True,
+        machine_value=lambda view: _number(view.resources.memory_bytes),
+    ),
+    Column[MachineView](
+        "DISK",
+        lambda view: format_size(view.resources.disk_bytes),
+        right=True,
+        machine_value=lambda view: str(view.resources.disk_bytes),
+    ),
+    Column[MachineView]("SNAPSHOTS", lambda view: str(view.snapshot_count), right=True),
+    Column[MachineView]("PROFILES", lambda view: " ".join(view.profiles)),
+    Column[MachineView]("LABELS", lambda view: " ".join(f"{key}={value}" for key, value in view.labels.items())),
+    Column[MachineView]("DESCRIPTION", lambda view: view.description),
+    Column[MachineView]("RESTART", lambda view: view.restart.value),
+    Column[MachineView]("AUTOSTART", lambda view: _yes(view.autostart)),
+    Column[MachineView]("PROTECTED", lambda view: _yes(view.protected)),
+    Column[MachineView]("OPERATION", lambda view: view.operation or ""),
+    Column[MachineView](
+        "CREATED", lambda view: age(view.created_at), machine_value=lambda view: view.created_at.isoformat()
+    ),
+    Column[MachineView](
+        "STARTED",
+        lambda view: age(view.started_at),
+        machine_value=lambda view: view.started_at.isoformat() if view.started_at else "",
+    ),
+    Column[MachineView]("UUID", lambda view: view.uuid),
+)
+
+
+@click.command(
+    "list",
+    epilog=examples(
+        "triarch list",
+        "triarch list state=running arch=hosted,kvm 'web*'",
+        "triarch list label.role=web --columns name,health,label.role --sort -started",
+        "triarch list -q state!=running",
+    ),
+)
+@list_options(LIST_COLUMNS, MORE_COLUMNS, complete=completes("machines"))
 @click.pass_obj
-def list_command(session: Session, output_format: str, quiet: bool) -> None:
-    """List machines (also ls, ps)."""
-    views = _machines(session)
-    if quiet:
-        print("".join(f"{view.name}\n" for view in views), end="")
-    else:
-        print_rows(views, LIST_COLUMNS, output_format)
+def list_command(session: Session, listing: Listing[MachineView]) -> None:
+    """List machines (also ls, ps). A FILTER is COLUMN=PATTERN, COLUMN!=PATTERN, or a pattern of the name."""
+    listing.print(_machines(session))
 
 
 def _machines(session: Session) -> tuple[MachineView, ...]:
@@ -70,6 +128,16 @@ def _limits(view: MachineView) -> str:
         f"io weight {resources.io_weight}" if resources.io_weight is not None else "",
     ]
     return ", ".join(limit for limit in limits if limit) or "none"
+
+
+def _restart(view: MachineView) -> str:
+    """The policy, how often it was followed, and when it is next."""
+    parts = [view.restart.value, "at the host's boot" if view.autostart else ""]
+    if view.restarts:
+        parts.append(f"restarted {view.restarts} time{'' if view.restarts == 1 else 's'}")
+    if view.next_start_at is not None:
+        parts.append(f"next try at {view.next_start_at.astimezone():%H:%M:%S}")
+    return ", ".join(part for part in parts if part)
 
 
 def _last_exit(view: MachineView) -> str:
@@ -115,11 +183,15 @@ INFO_COLUMNS = (
         machine_value=lambda view: view.started_at.isoformat() if view.started_at else "",
     ),
     Column[MachineInfo]("Last exit", _last_exit),
+    Column[MachineInfo]("Restart", _restart),
+    Column[MachineInfo]("Health", lambda view: view.health.value if view.health else "-"),
+    Column[MachineInfo]("Depends on", lambda view: " ".join(view.depends_on) or "-"),
+    Column[MachineInfo]("Protected", lambda view: _yes(view.protected)),
     Column[MachineInfo]("Operation", lambda view: view.operation or "-"),
 )
 
 
-@click.command("info")
+@click.command("info", epilog=examples("triarch info web", "triarch info web -o json"))
 @machine_argument()
 @output_option
 @click.pass_obj

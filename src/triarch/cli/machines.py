@@ -10,13 +10,19 @@ from triarch.cli.arguments import (
     CommandAfterDashes,
     Number,
     apply_all,
+    architecture_option,
+    examples,
     machine_argument,
+    template_argument,
 )
+from triarch.cli.dry_run import dry_run_option, would
 from triarch.cli.output import output_option, print_record, print_value
 from triarch.cli.progress import each, finish
 from triarch.cli.session import Session
 from triarch.cli.settings import setting_options, settings_of
+from triarch.errors import Denied
 from triarch.model.machine import CreateMachine, MachineView, StopMachine, SwitchMachine
+from triarch.model.state import Verb, next_state
 from triarch.model.template import Init
 
 
@@ -38,16 +44,25 @@ def _creating(command: Any) -> Any:
     """The options of `launch` and `create`."""
     return apply_all(
         command,
-        click.argument("template"),
+        template_argument(),
         click.argument("name", required=False),
-        click.option("--as", "architecture", metavar="ARCH", help="Architecture: container, hosted, kvm, …"),
+        architecture_option("--as", help="Architecture: container, hosted, kvm, …"),
         setting_options,
         click.option("--app", is_flag=True, help="Run one command (after --, or the template's own) and no init."),
         click.option("--init", type=click.Choice([init.value for init in Init]), help="What runs first."),
     )
 
 
-@click.command("launch", cls=CommandAfterDashes, options_metavar="[OPTIONS]")
+@click.command(
+    "launch",
+    cls=CommandAfterDashes,
+    options_metavar="[OPTIONS]",
+    epilog=examples(
+        "triarch launch bookworm web",
+        "triarch launch bookworm db --as hosted --memory 1G --cpus 2",
+        "triarch launch bookworm job --app -- /usr/bin/make -C /srv",
+    ),
+)
 @_creating
 @output_option
 @click.pass_context
@@ -61,7 +76,12 @@ def launch_command(ctx: click.Context, /, output_format: str, **values: Any) -> 
         _print_machine(view, output_format)
 
 
-@click.command("create", cls=CommandAfterDashes, options_metavar="[OPTIONS]")
+@click.command(
+    "create",
+    cls=CommandAfterDashes,
+    options_metavar="[OPTIONS]",
+    epilog=examples("triarch create bookworm web", "triarch create bookworm db --disk 20G --network none"),
+)
 @_creating
 @output_option
 @click.pass_context
@@ -90,7 +110,7 @@ def _create(ctx: click.Context, values: dict[str, Any], *, start: bool) -> Machi
     return session.client.machine(operation.target.partition("/")[2])
 
 
-@click.command("start")
+@click.command("start", epilog=examples("triarch start web", "triarch start db web"))
 @machine_argument(many=True)
 @click.pass_obj
 def start_command(session: Session, names: tuple[str, ...]) -> int:
@@ -104,7 +124,7 @@ _timeout_option = click.option(
 )
 
 
-@click.command("stop")
+@click.command("stop", epilog=examples("triarch stop web", "triarch stop --timeout 10 --force web db"))
 @machine_argument(many=True)
 @_timeout_option
 @click.option("-f", "--force", is_flag=True, help="Kill it when it takes longer than the timeout.")
@@ -115,7 +135,7 @@ def stop_command(session: Session, names: tuple[str, ...], timeout_seconds: floa
     return each(names, lambda name: finish(client, client.stop(name, request)))
 
 
-@click.command("restart")
+@click.command("restart", epilog=examples("triarch restart web", "triarch restart --force web"))
 @machine_argument(many=True)
 @_timeout_option
 @click.option("-f", "--force", is_flag=True, help="Kill it when it takes longer than the timeout.")
@@ -126,16 +146,26 @@ def restart_command(session: Session, names: tuple[str, ...], timeout_seconds: f
     return each(names, lambda name: finish(client, client.restart(name, request)))
 
 
-@click.command("kill")
+@click.command("kill", epilog=examples("triarch kill web", "triarch kill --dry-run web"))
 @machine_argument(many=True)
+@dry_run_option
 @click.pass_obj
-def kill_command(session: Session, names: tuple[str, ...]) -> int:
+def kill_command(session: Session, names: tuple[str, ...], dry_run: bool) -> int:
     """End machines now, without their consent."""
     client = session.client
-    return each(names, lambda name: finish(client, client.kill(name)))
+
+    def kill(name: str) -> None:
+        if dry_run:
+            view = client.machine(name)
+            next_state(name, view.state, Verb.KILL)
+            would("kill", f"machine {name}, which is {view.state.value}")
+        else:
+            finish(client, client.kill(name))
+
+    return each(names, kill)
 
 
-@click.command("pause")
+@click.command("pause", epilog=examples("triarch pause web"))
 @machine_argument(many=True)
 @click.pass_obj
 def pause_command(session: Session, names: tuple[str, ...]) -> int:
@@ -144,7 +174,7 @@ def pause_command(session: Session, names: tuple[str, ...]) -> int:
     return each(names, lambda name: finish(client, client.pause(name)))
 
 
-@click.command("resume")
+@click.command("resume", epilog=examples("triarch resume web"))
 @machine_argument(many=True)
 @click.pass_obj
 def resume_command(session: Session, names: tuple[str, ...]) -> int:
@@ -153,17 +183,41 @@ def resume_command(session: Session, names: tuple[str, ...]) -> int:
     return each(names, lambda name: finish(client, client.resume(name)))
 
 
-@click.command("delete")
+@click.command(
+    "delete",
+    epilog=examples("triarch delete old", "triarch delete --force web db", "triarch delete --dry-run web"),
+)
 @machine_argument(many=True)
 @click.option("-f", "--force", is_flag=True, help="Kill it first where it runs.")
+@dry_run_option
 @click.pass_obj
-def delete_command(session: Session, names: tuple[str, ...], force: bool) -> int:
+def delete_command(session: Session, names: tuple[str, ...], force: bool, dry_run: bool) -> int:
     """Delete machines and what they wrote."""
     client = session.client
-    return each(names, lambda name: finish(client, client.delete(name, force=force)))
+
+    def delete(name: str) -> None:
+        if dry_run:
+            would("delete", _loss(client.machine(name), force=force))
+        else:
+            finish(client, client.delete(name, force=force))
+
+    return each(names, delete)
 
 
-@click.command("rename")
+def _loss(view: MachineView, *, force: bool) -> str:
+    """What goes with a machine. Raises what its deletion would."""
+    if view.protected:
+        raise Denied(
+            f"cannot delete machine '{view.name}': it is protected", hint=f"triarch set {view.name} protected=false"
+        )
+    if not force:
+        next_state(view.name, view.state, Verb.DELETE)
+    count = view.snapshot_count
+    snapshots = f" and {count} snapshot{'' if count == 1 else 's'}" if count else ""
+    return f"machine {view.name} ({view.state.value}, {view.template}){snapshots}"
+
+
+@click.command("rename", epilog=examples("triarch rename web www"))
 @machine_argument()
 @click.argument("new_name")
 @click.pass_obj
@@ -172,9 +226,13 @@ def rename_command(session: Session, name: str, new_name: str) -> None:
     finish(session.client, session.client.rename(name, new_name))
 
 
-@click.command("switch", short_help="Run a machine under another architecture.")
+@click.command(
+    "switch",
+    short_help="Run a machine under another architecture.",
+    epilog=examples("triarch switch web --to hosted", "triarch switch web --to kvm --check"),
+)
 @machine_argument()
-@click.option("--to", "architecture", metavar="ARCH", required=True, help="The architecture to run under.")
+@architecture_option("--to", required=True, help="The architecture to run under.")
 @click.option("--check", is_flag=True, help="Only say whether it would be possible.")
 @click.option("--timeout", "timeout_seconds", type=Number(0, 86400), default=60.0, metavar="SECONDS")
 @click.pass_obj

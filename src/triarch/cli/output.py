@@ -67,6 +67,7 @@ class Column(Generic[T]):
     ) -> None:
         """`machine_value` replaces `show` in CSV: a plain number or time where people get a rounded one."""
         self.title = title
+        self.key = title.lower().replace(" ", "-")
         self.show = show
         self.color = color
         self.right = right

@@ -27,14 +27,16 @@ _ASCII_FRAMES = "|/-\\"
 def finish(client: Client, operation: Operation, *, cancels: bool = True) -> Operation:
     """The operation when it has succeeded. Raises the error that it ended with.
 
-    Ctrl-C cancels the operation (with `cancels`), waits until it is undone, and is passed on as KeyboardInterrupt; a
-    second one does not wait.
+    Ctrl-C cancels the operation (with `cancels`), waits until it is undone, says so, and is passed on as
+    KeyboardInterrupt; a second one does not wait. Without `cancels` it goes on, which is said too.
     """
     try:
         operation = _wait(client, operation)
     except KeyboardInterrupt:
         if cancels:
             _cancel(client, operation)
+        else:
+            _detach(operation)
         raise
     if operation.error is not None:
         raise error_of(operation.error)
@@ -42,10 +44,14 @@ def finish(client: Client, operation: Operation, *, cancels: bool = True) -> Ope
 
 
 def each(names: Sequence[str], act: Callable[[str], object]) -> int:
-    """Do it to everything named; one that fails does not keep the others from it. The exit code for all."""
-    from triarch.cli.app import EXIT_ERROR, complain
+    """Do it to everything named; one that fails does not keep the others from it.
 
-    failed = False
+    The exit code for all: that of the failures where they have one in common.
+    """
+    from triarch.cli import exit_codes
+    from triarch.cli.app import complain
+
+    failures: set[int] = set()
     for name in names:
         try:
             act(name)
@@ -53,8 +59,10 @@ def each(names: Sequence[str], act: Callable[[str], object]) -> int:
             if len(names) == 1:
                 raise
             complain(error.message, error.hint)
-            failed = True
-    return EXIT_ERROR if failed else 0
+            failures.add(exit_codes.of(error))
+    if not failures:
+        return exit_codes.OK
+    return failures.pop() if len(failures) == 1 else exit_codes.ERROR
 
 
 def _wait(client: Client, operation: Operation) -> Operation:
@@ -114,13 +122,30 @@ def _width(stream: TextIO) -> int:
 def _cancel(client: Client, operation: Operation) -> None:
     """On a new connection: the interrupted request still occupies the old one."""
     client.close()
+    what = _describe_short(operation)
     try:
-        print(f"cancelling {_describe_short(operation)}, press Ctrl-C again to leave it to itself", file=sys.stderr)
-        client.wait(client.cancel(operation.id))
+        print(f"cancelling {what}, press Ctrl-C again to leave it to itself", file=sys.stderr)
+        ended = client.wait(client.cancel(operation.id))
     except Conflict as error:
-        print(f"{error.message}; it goes on", file=sys.stderr)
-    except (KeyboardInterrupt, DaemonUnavailable):
+        print(error.message, file=sys.stderr)
+        _detach(operation)
+    except KeyboardInterrupt:
+        _detach(operation)
+    except DaemonUnavailable:
         return
+    else:
+        print(f"{what}: {_OUTCOMES.get(ended.status.value, ended.status.value)}", file=sys.stderr)
+
+
+_OUTCOMES = {
+    "cancelled": "cancelled and undone",
+    "succeeded": "it was done before it could be cancelled",
+    "failed": "it failed before it could be cancelled",
+}
+
+
+def _detach(operation: Operation) -> None:
+    print(f"detached; {_describe_short(operation)} goes on: triarch wait {operation.id}", file=sys.stderr)
 
 
 def _describe_short(operation: Operation) -> str:

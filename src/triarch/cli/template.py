@@ -3,34 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
-from triarch.cli.app import unknown_command
-from triarch.cli.output import Column, age, join, output_option, plain, print_record, print_rows
+from triarch.cli.arguments import NounGroup, completes, examples, template_argument
+from triarch.cli.dry_run import dry_run_option, would
+from triarch.cli.listing import Listing, list_options
+from triarch.cli.output import Column, age, join, output_option, plain, print_record
 from triarch.cli.progress import each, finish
 from triarch.cli.session import Session
+from triarch.errors import InUse
 from triarch.model.request import BuildTemplate
 from triarch.model.resources import format_size
 from triarch.model.template import Init, Template
 
-ALIASES = {"ls": "list", "rm": "delete"}
+if TYPE_CHECKING:
+    from triarch.client import Client
 
 
-class TemplateGroup(click.Group):
-    """With the short names and the suggestions of the commands above it."""
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, ALIASES.get(cmd_name, cmd_name))
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            raise unknown_command(args[0], "template", (*self.commands, *ALIASES))
-        return super().resolve_command(ctx, args)
-
-
-@click.group("template", cls=TemplateGroup)
+@click.group(
+    "template",
+    cls=NounGroup,
+    epilog=examples("triarch template build bookworm", "triarch template list"),
+)
 def template_command() -> None:
     """Build, import, list and delete templates."""
 
@@ -66,18 +62,30 @@ INFO_COLUMNS = (
 )
 
 
-@template_command.command("list")
-@output_option
+MORE_COLUMNS = (
+    Column[Template]("LEVEL", lambda template: str(template.level)),
+    Column[Template]("DIGEST", lambda template: template.digest),
+    Column[Template]("LAYERS", lambda template: str(len(template.layers)), right=True),
+    Column[Template]("SOURCE", lambda template: template.source or "-", machine_value=lambda t: t.source),
+)
+
+
+@template_command.command(
+    "list", epilog=examples("triarch template list", "triarch template list 'book*' -o json", "triarch template ls -q")
+)
+@list_options(COLUMNS, MORE_COLUMNS, complete=completes("templates"))
 @click.pass_obj
-def template_list(session: Session, output_format: str) -> None:
+def template_list(session: Session, listing: Listing[Template]) -> None:
     """List templates and their levels."""
     client = session.running_client()
     templates = () if client is None and session.never_used else (client or session.client).templates()
-    print_rows(templates, COLUMNS, output_format)
+    listing.print(templates)
 
 
-@template_command.command("info")
-@click.argument("template")
+@template_command.command(
+    "info", epilog=examples("triarch template info bookworm", "triarch template info bookworm@2 -o yaml")
+)
+@template_argument()
 @output_option
 @click.pass_obj
 def template_info(session: Session, template: str, output_format: str) -> None:
@@ -85,7 +93,13 @@ def template_info(session: Session, template: str, output_format: str) -> None:
     print_record(session.client.template(template), INFO_COLUMNS, output_format)
 
 
-@template_command.command("build")
+@template_command.command(
+    "build",
+    epilog=examples(
+        "triarch template build bookworm",
+        "triarch template build web --suite bookworm --packages nginx,curl",
+    ),
+)
 @click.argument("name")
 @click.option("--suite", default="bookworm", show_default=True, help="Debian suite.")
 @click.option("--packages", metavar="A,B", multiple=True, help="Packages besides what a system machine needs.")
@@ -102,7 +116,7 @@ def template_build(
     _print_made(session, name)
 
 
-@template_command.command("import")
+@template_command.command("import", epilog=examples("triarch template import alpine alpine-rootfs.tar.gz"))
 @click.argument("name")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.pass_obj
@@ -117,10 +131,32 @@ def _print_made(session: Session, name: str) -> None:
     print(f"template {template.ref}  {plain(template.os_name) or 'unknown system'}  {format_size(template.size_bytes)}")
 
 
-@template_command.command("delete")
-@click.argument("templates", metavar="TEMPLATE...", nargs=-1, required=True)
+@template_command.command(
+    "delete", epilog=examples("triarch template delete old", "triarch template delete bookworm@1 --dry-run")
+)
+@click.argument("templates", metavar="TEMPLATE...", nargs=-1, required=True, shell_complete=completes("templates"))
+@dry_run_option
 @click.pass_obj
-def template_delete(session: Session, templates: tuple[str, ...]) -> int:
+def template_delete(session: Session, templates: tuple[str, ...], dry_run: bool) -> int:
     """Delete templates, or single levels of them."""
     client = session.client
-    return each(templates, lambda template: finish(client, client.delete_template(template)))
+
+    def delete(ref: str) -> None:
+        if dry_run:
+            would("delete", _loss(client, ref))
+        else:
+            finish(client, client.delete_template(ref))
+
+    return each(templates, delete)
+
+
+def _loss(client: Client, ref: str) -> str:
+    """What goes with a template. Raises `InUse` as its deletion would."""
+    chosen = client.template(ref)
+    levels = [t for t in client.templates() if t.name == chosen.name and ("@" not in ref or t.level == chosen.level)]
+    numbers = {template.level for template in levels}
+    users = [v.name for v in client.machines() if v.template.name == chosen.name and v.template.level in numbers]
+    if users:
+        raise InUse(f"template '{ref}' is in use by '{users[0]}'", hint=f"triarch delete {users[0]}", template=ref)
+    size = format_size(sum(template.size_bytes for template in levels))
+    return f"template {ref} ({len(levels)} level{'' if len(levels) == 1 else 's'}, {size})"
