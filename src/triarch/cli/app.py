@@ -45,6 +45,7 @@ COMMANDS: dict[str, str] = {
     "device": "device",
     "mount": "device",
     "unmount": "device",
+    "file": "file",
     "template": "template",
     "architecture": "architecture",
     "events": "watch",

@@ -30,11 +30,13 @@ from triarch.model.machine import (
 from triarch.model.operation import Operation
 from triarch.model.request import BuildTemplate, Check
 from triarch.model.server import ServerInfo
-from triarch.model.stream import RunRequest
+from triarch.model.stream import FilesRequest, RunRequest
 from triarch.model.template import Template
 
 if TYPE_CHECKING:
+    from triarch.client.devices import Devices
     from triarch.client.profiles import Profiles
+    from triarch.client.files import Files
     from triarch.client.snapshots import Snapshots
     from triarch.client.stream import Completed, Stream
 
@@ -104,10 +106,22 @@ class Client:
         return Profiles(self)
 
     @property
+    def files(self) -> Files:
+        from triarch.client.files import Files
+
+        return Files(self)
+
+    @property
     def snapshots(self) -> Snapshots:
         from triarch.client.snapshots import Snapshots
 
         return Snapshots(self)
+
+    @property
+    def devices(self) -> Devices:
+        from triarch.client.devices import Devices
+
+        return Devices(self)
 
     # -- the daemon and its host
 
@@ -270,6 +284,10 @@ class Client:
         """Run a command in a running machine to its end and return all its output."""
         with self.exec(name, ExecRequest(command=command)) as stream:
             return stream.communicate(input_bytes)
+
+    def open_files(self, name: str, request: FilesRequest) -> Stream:
+        """Speak with the file server in a machine; `client.files` does."""
+        return self._open(f"{_machine(name)}/files", request)
 
     def console(self, name: str) -> Stream:
         """Attach to a machine's console."""
