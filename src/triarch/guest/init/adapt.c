@@ -12,20 +12,13 @@
 #include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define EXT4_IOC_RESIZE_FS _IOW('f', 16, uint64_t)
 #define EXT4_BLOCK_BYTES 4096
 #define NODE "/delta-disk"
 #define PLACE "/delta-place"
-
-static dev_t delta_number;
-
-void remember_delta(const char *device) {
-    struct stat status;
-    if (!stat(device, &status))
-        delta_number = status.st_rdev;
-}
 
 /* How many work then. */
 static uint32_t start_processors(void) {
@@ -62,7 +55,12 @@ static int grow_filesystem(uint64_t blocks) {
 }
 
 static int grow_delta(uint64_t *bytes) {
-    mknod(NODE, S_IFBLK | 0600, delta_number);
+    unsigned own_major, own_minor;
+    char *delta = read_file(DELTA_FILE, NULL);
+    if (!delta || sscanf(delta, "%u:%u", &own_major, &own_minor) != 2)
+        return ENODEV;
+    free(delta);
+    mknod(NODE, S_IFBLK | 0600, makedev(own_major, own_minor));
     int disk = open(NODE, O_RDONLY | O_CLOEXEC), error = 0;
     if (disk < 0 || ioctl(disk, BLKGETSIZE64, bytes))
         error = errno;

@@ -209,7 +209,6 @@ static void mount_overlay(void) {
         mount_layer(i, where);
         strcat(strcat(options, where), i ? ":" : "");
     }
-    remember_delta(delta_device);
     mount_or_give_up(delta_device, "/delta", "ext4", MS_NOATIME, "discard");
     mkdir("/delta/upper", 0755);
     mkdir("/delta/work", 0755);

@@ -72,8 +72,6 @@ void run_app(void) __attribute__((noreturn));
 void start_agent(int port, bool app);
 /* Take up processors and room on the delta that came since, and tell the host what there is now. */
 void adapt(void);
-/* The delta's disk, while its name can still be looked up. */
-void remember_delta(const char *device);
 int exit_hook(int argc, char **argv);
 int login_shell(int argc, char **argv);
 /* Hold all filesystems of the machine still until standard input ends, or for `seconds` after its last byte. */
