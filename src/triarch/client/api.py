@@ -35,8 +35,8 @@ from triarch.model.template import Template
 
 if TYPE_CHECKING:
     from triarch.client.devices import Devices
-    from triarch.client.profiles import Profiles
     from triarch.client.files import Files
+    from triarch.client.profiles import Profiles
     from triarch.client.snapshots import Snapshots
     from triarch.client.stream import Completed, Stream
 

@@ -11,6 +11,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 import triarch
 from triarch.daemon import problems
 from triarch.daemon.routes import (
+    devices,
     events,
     files,
     machines,
@@ -34,7 +35,7 @@ def create_app(engine: Engine) -> Litestar:
     def get_engine() -> Engine:
         return engine
 
-    modules = (server, machines, streams, operations, profiles, snapshots, templates, events, waiting, files)
+    modules = (server, machines, devices, streams, operations, profiles, snapshots, templates, events, waiting, files)
     return Litestar(
         route_handlers=[Router(path=PREFIX, route_handlers=[h for module in modules for h in module.HANDLERS])],
         dependencies={"engine": Provide(get_engine, sync_to_thread=False)},

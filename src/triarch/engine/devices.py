@@ -6,7 +6,7 @@ import posixpath
 
 import msgspec
 
-from triarch.drivers.base import Hotplug, capabilities_of
+from triarch.drivers.base import Hotplug, Inspectable, capabilities_of
 from triarch.engine.device_procedures import AttachDevice, DetachDevice, DeviceArguments
 from triarch.engine.operations import Operations
 from triarch.engine.services import Services
@@ -20,6 +20,7 @@ from triarch.model.device import (
     DeviceView,
     DiskDevice,
     FolderDevice,
+    HardwareInfo,
     NicDevice,
     VolumeDevice,
 )
@@ -100,6 +101,20 @@ class Devices:
             purge=purge,
         )
         return self._operations.begin(DetachDevice(self._services, arguments))
+
+    async def hardware(self, name: str) -> HardwareInfo:
+        """Which virtual hardware a running machine sees."""
+        machine = self._services.machines.get(check_machine_name(name))
+        if machine.state is not State.RUNNING:
+            raise WrongState(
+                f"machine '{name}' sees no hardware: it is {machine.state.value}; that needs running",
+                hint=f"triarch start {name}",
+                machine=name,
+            )
+        driver = self._services.driver(machine)
+        if not isinstance(driver, Inspectable):
+            raise Unsupported(f"architecture '{machine.architecture}' does not tell which hardware a machine sees")
+        return await driver.hardware(self._services.spec(machine))
 
     def _changeable(self, name: str) -> Machine:
         machine = self._services.machines.get(check_machine_name(name))

@@ -19,8 +19,9 @@ from triarch import __version__
 from triarch.drivers.base import FREEZE_SECONDS, Stdio, capabilities_of
 from triarch.drivers.fake.host import KILLED, FakeHost, FakeMachine
 from triarch.drivers.fake.shell import Forever, Output, Plan, Program, Read, Shell, Sleep, plan
-from triarch.errors import Damaged, Invalid, MachineFailed, TimedOut, WrongState
+from triarch.errors import Damaged, InUse, Invalid, MachineFailed, TimedOut, WrongState
 from triarch.model.account import NoSuchUser, find_account, parse_user
+from triarch.model.device import HardwareInfo
 from triarch.model.driver import (
     NOT_EXECUTABLE_CODE,
     TIMED_OUT_CODE,
@@ -32,6 +33,7 @@ from triarch.model.driver import (
     MachineSpec,
     Observation,
     Resize,
+    ResolvedDevice,
     Stream,
     Usage,
 )
@@ -105,6 +107,7 @@ class FakeDriver:
             ends_at=None if attached or course.seconds is None else now + course.seconds,
             planned=Exit(code=course.code, reason=environment.get(EXIT_REASON, "")),
             on_terminate=None if IGNORE_STOP in environment else course.on_terminate,
+            devices=tuple(device.name for device in spec.devices),
         )
         self.host.save(spec, machine)
 
@@ -228,6 +231,22 @@ class FakeDriver:
         """All that a fake machine uses is its file."""
         machine = self._need_running(spec, "usage")
         return Usage(cpu_seconds=0.0, memory_bytes=len(msgspec.json.encode(machine)), processes=1)
+
+    async def attach(self, spec: MachineSpec, device: ResolvedDevice) -> None:
+        machine = self._need_running(spec, "attach a device to")
+        devices = tuple(sorted({*machine.devices, device.name}))
+        self.host.save(spec, msgspec.structs.replace(machine, devices=devices))
+
+    async def detach(self, spec: MachineSpec, device: ResolvedDevice) -> None:
+        machine = self._need_running(spec, "detach a device from")
+        if spec.machine.environment.get("fake.keeps-device") == device.name:
+            raise InUse(f"something in machine '{spec.machine.name}' still uses device '{device.name}'")
+        devices = tuple(name for name in machine.devices if name != device.name)
+        self.host.save(spec, msgspec.structs.replace(machine, devices=devices))
+
+    async def hardware(self, spec: MachineSpec) -> HardwareInfo:
+        self._need_running(spec, "look at")
+        return HardwareInfo(kernel=("none",), drivers=("none",), detail="nothing of it is real")
 
     async def freeze(self, spec: MachineSpec) -> Consistency:
         machine = self.host.find(spec)

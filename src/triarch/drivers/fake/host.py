@@ -45,6 +45,7 @@ class FakeMachine(msgspec.Struct, frozen=True, kw_only=True):
     thaws_at: float = 0.0
     exit: Exit | None = None
     failed: bool = False
+    devices: tuple[str, ...] = ()
 
     @property
     def end(self) -> Exit | None:
