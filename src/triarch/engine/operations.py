@@ -88,7 +88,8 @@ class Operations:
 
     def begin(self, procedure: Procedure) -> Operation:
         """Lock the procedure's target and run it in the background. Raises `Busy`."""
-        self.check_free(procedure.target)
+        for target in held_by(procedure):
+            self.check_free(target)
         operation = Operation(
             id=secrets.token_hex(6), verb=procedure.verb, target=procedure.target, created_at=datetime.now(UTC)
         )
@@ -107,7 +108,7 @@ class Operations:
     ) -> None:
         running = _Running(operation=record.operation, procedure=procedure, begun=record.begun)
         self._running[record.operation.id] = running
-        self._holder[procedure.target] = record.operation.id
+        self._holder |= dict.fromkeys(held_by(procedure), record.operation.id)
         self._events.publish("operation-created", procedure.target, operation=running.operation)
         running.task = asyncio.create_task(self._supervise(running, body(running, record)), name=record.operation.id)
 
@@ -156,11 +157,21 @@ class Operations:
         self._ended[operation.id] = operation
         while len(self._ended) > MAX_ENDED_OPERATIONS:
             del self._ended[next(iter(self._ended))]
-        if self._holder.get(operation.target) == operation.id:
-            del self._holder[operation.target]
+        held = [target for target, holder in self._holder.items() if holder == operation.id]
+        for target in held:
+            del self._holder[target]
         running.ended.set()
         self._events.publish("operation-ended", operation.target, operation=operation)
-        await self._released(operation.target)
+        for target in held:
+            await self._released(target)
+
+    async def let_go(self, target: str, procedure: Procedure) -> None:
+        """The procedure needs this one of its objects no longer."""
+        holder = self._holder.get(target)
+        running = self._running.get(holder or "")
+        if running is not None and running.procedure is procedure:
+            del self._holder[target]
+            await self._released(target)
 
     # -- waiting, reporting, cancelling
 
@@ -222,6 +233,11 @@ class Operations:
                 running.task.cancel()
                 tasks.append(running.task)
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def held_by(procedure: Procedure) -> tuple[str, ...]:
+    """What is locked while it runs: its target, and what it names in `holds` besides."""
+    return (procedure.target, *getattr(procedure, "holds", ()))
 
 
 def _encode(procedure: Procedure) -> msgspec.Raw:
