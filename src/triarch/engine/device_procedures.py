@@ -93,6 +93,12 @@ class DeviceProcedure:
     async def _put(self, machine: Machine) -> None:
         await self.machine.update(**{field: getattr(machine, field) for field in RECORD_FIELDS})
 
+    async def _release_port(self, machine: Machine) -> None:
+        """The host's part of a card that is not there any more."""
+        if isinstance(self.arguments.device, NicDevice) and self._runs:
+            port = port_of(self.services, machine, self.arguments.name)
+            await self.services.network.unplug(port.host_interface)
+
     async def _remove_volume(self) -> None:
         volumes = self.services.pool.volumes
         await asyncio.to_thread(volumes.remove, self.arguments.machine.uuid, self.arguments.name)
@@ -115,10 +121,14 @@ class AttachDevice(DeviceProcedure):
         if isinstance(device, VolumeDevice):
             volumes, uuid = self.services.pool.volumes, self.arguments.machine.uuid
             await asyncio.to_thread(volumes.create, uuid, self.arguments.name, device.size_bytes)
+        if isinstance(device, NicDevice) and self._runs:
+            port = port_of(self.services, self.arguments.after, self.arguments.name)
+            await self.services.network.plug(await self.services.networks.need(port.network), port)
 
     async def _forget(self) -> None:
-        if self.arguments.makes:
+        if isinstance(self.arguments.device, VolumeDevice) and self.arguments.makes:
             await self._remove_volume()
+        await self._release_port(self.arguments.after)
 
     async def _plug_in(self) -> None:
         await self._plug(self.arguments.after)
@@ -152,6 +162,7 @@ class DetachDevice(DeviceProcedure):
 
     async def _record(self) -> None:
         await self._put(self.arguments.after)
+        await self._release_port(self.arguments.machine)
         self.machine.publish("detached", device=self.arguments.name)
 
 

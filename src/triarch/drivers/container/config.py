@@ -8,9 +8,11 @@ from __future__ import annotations
 import msgspec
 
 from triarch.drivers.container.seccomp import Seccomp
+from triarch.host.device_rules import node_of
 from triarch.model.account import Account
+from triarch.model.device import DiskDevice, HostDevice, UsbDevice
 from triarch.model.driver import ExecRequest, MachineSpec, Resize
-from triarch.model.network import BridgeLink
+from triarch.model.network import BridgeLink, MacvlanLink
 from triarch.model.template import Init
 
 SYSTEM_INIT = ("/sbin/init",)
@@ -189,12 +191,15 @@ def small_files(spec: MachineSpec) -> dict[str, str]:
     name = spec.machine.name
     hosts = ["127.0.0.1 localhost", "::1 localhost ip6-localhost ip6-loopback"]
     files = {"hostname": f"{name}\n"}
-    if isinstance(spec.link, BridgeLink):
-        hosts.append(f"{spec.link.nic.ip} {name}.{spec.link.domain} {name}")
-        files["resolv.conf"] = f"search {spec.link.domain}\nnameserver {spec.link.nameserver}\n"
-    else:
-        hosts.append(f"127.0.1.1 {name}")
+    link = spec.link if isinstance(spec.link, BridgeLink | MacvlanLink) else None
+    own = [] if link is None else [address for address in (link.nic.ip, link.nic.ip6) if address]
+    full = f"{name}.{link.domain} {name}" if link is not None and link.domain else name
+    hosts += [f"{address} {full}" for address in own or ["127.0.1.1"]]
+    if link is None:
         files["resolv.conf"] = "# this machine has no network\n"
+    elif link.nameserver:
+        search = f"search {link.domain}\n" if link.domain else ""
+        files["resolv.conf"] = f"{search}nameserver {link.nameserver}\n"
     files["hosts"] = "".join(f"{line}\n" for line in hosts)
     return files
 
@@ -234,7 +239,7 @@ def make_config(
                 Namespace(type="network", path=paths.network_namespace),
             ),
             cgroups_path=spec.cgroup,
-            resources=_limits(device_rules),
+            resources=_limits(spec, device_rules),
             masked_paths=_MASKED_PATHS,
             # The kernel guards /proc/sys against other user namespaces; an init sets its own network's values there.
             readonly_paths=_READ_ONLY_PATHS if system else (*_READ_ONLY_PATHS, "/proc/sys"),
@@ -303,9 +308,20 @@ def _mounts(system: bool, paths: Paths) -> tuple[Mount, ...]:
     return (*fixed, *(of_init if system else ()), *files)
 
 
-def _limits(device_rules: bool) -> Limits:
+def _limits(spec: MachineSpec, device_rules: bool) -> Limits:
     allowed = tuple(
         AllowedDevice(allow=True, major=major, minor=msgspec.UNSET if minor is None else minor)
         for major, minor in _DEVICES
     )
-    return Limits(devices=(DeviceRule(allow=False), *allowed) if device_rules else ())
+    return Limits(devices=(DeviceRule(allow=False), *allowed, *_own_devices(spec)) if device_rules else ())
+
+
+def _own_devices(spec: MachineSpec) -> tuple[AllowedDevice, ...]:
+    """Those that the machine has of the host; one that the host lacks is refused when it is plugged in."""
+    found = []
+    for device in spec.devices:
+        if isinstance(device.device, DiskDevice | HostDevice | UsbDevice) and (node := node_of(device.path)):
+            read_only = isinstance(device.device, DiskDevice) and device.device.read_only
+            access = "r" if read_only else "rw"
+            found.append(AllowedDevice(allow=True, access=access, type=node.kind, major=node.major, minor=node.minor))
+    return tuple(found)

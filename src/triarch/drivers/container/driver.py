@@ -16,12 +16,15 @@ import msgspec
 
 from triarch.drivers.base import Stdio, capabilities_of
 from triarch.drivers.container import resize
-from triarch.drivers.container.attached import converse
+from triarch.drivers.container.attached import converse, type_into
+from triarch.drivers.container.cards import interfaces_of
 from triarch.drivers.container.checkpoint import check_checkpoint
 from triarch.drivers.container.config import Paths, capabilities, make_config, small_files
+from triarch.drivers.container.devices import attach, detach, until_volumes_free
 from triarch.drivers.container.exec import run_exec
 from triarch.drivers.container.files import serve_files
 from triarch.drivers.container.freeze import Freezes
+from triarch.drivers.container.hardware import hardware_of_host
 from triarch.drivers.container.log import LogPump, RunLog
 from triarch.drivers.container.monitor import Attachment, conmon_command, resize_console
 from triarch.drivers.container.prerequisites import check_host, runtime_version
@@ -41,13 +44,24 @@ from triarch.drivers.container.seccomp import FilterCache, Seccomp, load_profile
 from triarch.errors import Busy, Invalid, MachineFailed, TimedOut, Unsupported, WrongState
 from triarch.host import cgroup
 from triarch.host.launcher.client import Launcher
-from triarch.host.launcher.protocol import Interface, Launch, Launched, LayerSource, SmallFile
+from triarch.host.launcher.protocol import Launch, Launched, LayerSource, SmallFile
 from triarch.host.pidfd import is_alive
 from triarch.host.process import find_program
-from triarch.model.driver import DriverInfo, ExecRequest, Kind, MachineSpec, Observation, Resize, Stream, Usage
+from triarch.model.device import HardwareInfo
+from triarch.model.driver import (
+    DriverInfo,
+    ExecRequest,
+    Kind,
+    MachineSpec,
+    Observation,
+    Resize,
+    ResolvedDevice,
+    Stream,
+    Usage,
+)
 from triarch.model.instance import Instance
 from triarch.model.machine import Exit, Machine
-from triarch.model.network import BridgeLink, UserLink
+from triarch.model.network import UserLink
 from triarch.model.snapshot import Consistency
 from triarch.model.state import Status
 from triarch.model.template import Init
@@ -108,6 +122,7 @@ class ContainerDriver:
             await run.put_away()
         async with self._undone_when_failing(spec):
             run = await self._launch(spec, terminal=None, attached=False)
+            await self._plug_all(spec, run)
             await _let_go(run)
 
     async def stop(self, spec: MachineSpec, timeout_seconds: float) -> None:
@@ -118,6 +133,7 @@ class ContainerDriver:
         try:
             async with asyncio.timeout(timeout_seconds):
                 await run.put_away()
+                await until_volumes_free(spec)
         except BaseException as error:
             # An end that comes later was not asked for any more.
             run.files.ending.unlink(missing_ok=True)
@@ -134,6 +150,7 @@ class ContainerDriver:
         if run is not None:
             run.kill()
             await run.put_away()
+            await until_volumes_free(spec)
             return
         if read_record(files_of(spec)) is None:
             await self._clear(spec, starting=False)
@@ -193,8 +210,7 @@ class ContainerDriver:
 
     async def console(self, spec: MachineSpec, stdio: Stdio) -> None:
         run = await self._running(spec, "attach to")
-        attachment = await Attachment.open(run.files)
-        await converse(attachment, stdio, run.files, takes_input=run.record.terminal)
+        await type_into(stdio, run.files, takes_input=run.record.terminal)
 
     async def start_attached(self, spec: MachineSpec, stdio: Stdio, terminal: Resize | None) -> Exit:
         if spec.machine.init is Init.SYSTEM:
@@ -207,6 +223,7 @@ class ContainerDriver:
                 attachment = await Attachment.open(run.files)
                 if terminal is not None:
                     resize_console(run.files, terminal)
+                await self._plug_all(spec, run)
                 await _let_go(run)
         except CommandRefused as error:
             await stdio.write(Stream.STDERR, f"{error.message}\n".encode())
@@ -237,6 +254,23 @@ class ContainerDriver:
             raise WrongState(f"cannot measure machine '{spec.machine.name}': it does not run")
         used = cgroup.usage(spec.cgroup)
         return Usage(cpu_seconds=used.cpu_seconds, memory_bytes=used.memory_bytes, processes=used.processes)
+
+    async def attach(self, spec: MachineSpec, device: ResolvedDevice) -> None:
+        run = await self._running(spec, "attach a device to")
+        await attach(self._launcher, run.record, spec, device, new=False)
+
+    async def detach(self, spec: MachineSpec, device: ResolvedDevice) -> None:
+        run = await self._running(spec, "detach a device from")
+        await detach(self._launcher, run.record, spec, device)
+
+    async def hardware(self, spec: MachineSpec) -> HardwareInfo:
+        await self._running(spec, "look at")
+        return await asyncio.to_thread(hardware_of_host)
+
+    async def _plug_all(self, spec: MachineSpec, run: Run) -> None:
+        """What the machine has from its first instruction on."""
+        for device in spec.devices:
+            await attach(self._launcher, run.record, spec, device, new=True)
 
     async def freeze(self, spec: MachineSpec) -> Consistency:
         return await self._freezes.freeze(spec)
@@ -380,7 +414,7 @@ class ContainerDriver:
             durable=not spec.machine.ephemeral,
             id_base=spec.machine.ids.base,
             id_count=spec.machine.ids.count,
-            interface=_interface(spec),
+            interfaces=interfaces_of(spec),
             files=tuple(SmallFile(name=name, text=text) for name, text in small.items()),
             cgroup=spec.cgroup,
             monitor=conmon_command(
@@ -476,19 +510,6 @@ async def _let_go(run: Run) -> None:
 def _begun(files: RunFiles) -> bool:
     """Whether a start got as far as a configuration."""
     return files.config.exists()
-
-
-def _interface(spec: MachineSpec) -> Interface | None:
-    link = spec.link
-    if not isinstance(link, BridgeLink):
-        return None
-    return Interface(
-        bridge=link.bridge,
-        host_name=link.host_interface,
-        mac=link.nic.mac,
-        address=link.nic.address,
-        gateway=link.gateway,
-    )
 
 
 def _record(spec: MachineSpec, launched: Launched, terminal: Resize | None) -> Record:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,6 +94,16 @@ def unplug(request: Unplug, steps: Steps) -> None:
                 raise InUse(f"something in the machine still uses {request.path}", path=request.path) from error
             if error.errno != errno.EINVAL:
                 raise
+        if request.kind is PlugKind.NODE:
+            _remove_placeholder(where)
+
+
+def _remove_placeholder(where: str) -> None:
+    """The empty file that had to be made for a node; whatever else is there is the machine's."""
+    with suppress(OSError):
+        status = os.lstat(where)
+        if stat.S_ISREG(status.st_mode) and not status.st_size:
+            os.unlink(where)  # noqa: PTH108
 
 
 def _open_machine(first: ProcessId) -> tuple[int, int]:
