@@ -173,6 +173,7 @@ def run_command(
         name=values["name"],
         architecture=values["architecture"],
         command=without_dashes(values["command"]),
+        profiles=values["profiles"],
         settings=_settings(values, use_terminal),
         ephemeral=True,
     )

@@ -35,6 +35,7 @@ def _creation(ctx: click.Context, values: dict[str, Any], *, start: bool) -> Cre
         architecture=values["architecture"],
         init=init,
         command=command,
+        profiles=values["profiles"],
         settings=settings_of(values),
         start=start,
     )
@@ -234,7 +235,14 @@ def rename_command(session: Session, name: str, new_name: str) -> None:
 @machine_argument()
 @architecture_option("--to", required=True, help="The architecture to run under.")
 @click.option("--check", is_flag=True, help="Only say whether it would be possible.")
-@click.option("--timeout", "timeout_seconds", type=Number(0, 86400), default=60.0, metavar="SECONDS")
+@click.option(
+    "--timeout",
+    "timeout_seconds",
+    type=Number(0, 86400),
+    default=60.0,
+    metavar="SECONDS",
+    help="How long the guest may take to end (60).",
+)
 @click.pass_obj
 def switch_command(session: Session, name: str, architecture: str, check: bool, timeout_seconds: float) -> None:
     """Run a machine under another architecture; nothing is converted and nothing is copied."""

@@ -104,7 +104,13 @@ def template_info(session: Session, template: str, output_format: str) -> None:
 @click.option("--suite", default="bookworm", show_default=True, help="Debian suite.")
 @click.option("--packages", metavar="A,B", multiple=True, help="Packages besides what a system machine needs.")
 @click.option("--mirror", metavar="URL", help="Where to get the packages.")
-@click.option("--init", type=click.Choice([init.value for init in Init]), default="system", show_default=True)
+@click.option(
+    "--init",
+    type=click.Choice([init.value for init in Init]),
+    default="system",
+    show_default=True,
+    help="What its machines run first.",
+)
 @click.pass_obj
 def template_build(
     session: Session, name: str, suite: str, packages: tuple[str, ...], mirror: str | None, init: str
