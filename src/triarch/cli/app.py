@@ -46,6 +46,11 @@ COMMANDS: dict[str, str] = {
     "mount": "device",
     "unmount": "device",
     "file": "file",
+    "set": "set",
+    "unset": "set",
+    "profile": "profile",
+    "apply": "apply",
+    "site": "site",
     "template": "template",
     "architecture": "architecture",
     "events": "watch",
@@ -105,7 +110,7 @@ def unknown_command(word: str, group: str, known: Sequence[str]) -> Invalid:
 @click.pass_context
 def cli(ctx: click.Context, root: str | None) -> None:
     """One machine, any virtualization architecture: containers and VMs from the same two files."""
-    ctx.obj = Session(root or os.environ.get("TRIARCH_ROOT"))
+    ctx.obj = Session(root)
 
 
 def run(arguments: list[str]) -> int:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """One run of the command line. The client is made, and the daemon started, when first asked for."""
+    """One run of the command line, on the instance in `root` or TRIARCH_ROOT. The client is made, and the daemon started, when first asked for."""
 
     def __init__(self, root: str | None) -> None:
+        root = root or os.environ.get("TRIARCH_ROOT")
         # The daemon that is started for it works in another directory.
         self.root = str(Path(root).absolute()) if root else None
 
