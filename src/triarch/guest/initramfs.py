@@ -34,6 +34,7 @@ STAGES = {
     "network": ("virtio_net",),
     "system": ("autofs4",),
     "memory": ("virtio_balloon",),
+    "folder": ("virtiofs",),
 }
 
 _LIBRARIES = ("libc.so.6", "libcrypt.so.1", "libz.so.1", "libtomcrypt.so.1", "libtommath.so.1", "libgmp.so.10")

@@ -11,7 +11,7 @@ How a VM must be wired for this guest (the driver writes the command line):
   `block` layer a read-only virtio-blk disk with serial `layer_serial(index)`; the delta is a virtio-blk disk with
   serial `DELTA_SERIAL`;
 - one `virtio-serial-pci` with `virtserialport`s named `AGENT_PORT`, `CONTROL_PORT` and `REPORT_PORT`;
-- the only network card, if any, is a virtio-net one: it is `eth0`;
+- network cards, if any, are virtio-net ones: the first is `eth0`, further ones are known by their MAC (`GuestCard`);
 - a virtio-balloon device with free page reporting, if any: an `attached` guest, which is soon over, heeds none.
 
 The control port carries frames: one type byte, the payload's length as 4 bytes (big endian), the payload.
@@ -33,7 +33,7 @@ from __future__ import annotations
 import re
 import struct
 from enum import IntEnum, StrEnum
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 
 import msgspec
 
@@ -59,6 +59,8 @@ _HEADER = struct.Struct(">BI")
 _SIZE = struct.Struct(">HH")
 _COUNT = struct.Struct(">I")
 _ADAPTED = struct.Struct(">IIQ")
+_CARD_NAME = re.compile(r"[a-z][a-z0-9]{0,14}\Z")
+_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?\Z")
 
 # panic=-1 with QEMU's -no-reboot ends the VM at once; swiotlb=noforce gives back the 64 MiB that maxmem would cost.
@@ -139,12 +141,26 @@ class Medium(StrEnum):
 
 
 class GuestNetwork(msgspec.Struct, frozen=True, kw_only=True):
-    """What `eth0` gets. `address` is in CIDR form; an empty `gateway`, `nameserver` or `domain` is left out."""
+    """What `eth0` gets. Addresses are in CIDR form; what is empty is left out.
+
+    Without any address the card is raised and left to the machine's own DHCP client.
+    """
 
     address: str
+    address6: str = ""
     gateway: str = ""
+    gateway6: str = ""
     nameserver: str = ""
     domain: str = ""
+
+
+class GuestCard(msgspec.Struct, frozen=True, kw_only=True):
+    """A further card, known by its MAC: its name in the guest and its addresses in CIDR form, or empty ones."""
+
+    name: str
+    mac: str
+    address: str = ""
+    address6: str = ""
 
 
 class GuestConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -153,7 +169,7 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True):
     `host_key` (in dropbear's format) and `authorized_key` come from `guest.keys`. `command` is for `app` guests only.
     `attached` connects the command's input and output to the control port, to a pseudo-terminal of size `terminal`
     if that is given; else its output goes to the console and its input is empty. `modules`: the kernel's modules are
-    there too, for whatever the machine itself wants loaded.
+    there too, for whatever the machine itself wants loaded. `devices` are rows of `guest.devices`.
     """
 
     hostname: str
@@ -164,6 +180,8 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True):
     command: tuple[str, ...] = ()
     environment: dict[str, str] = {}
     network: GuestNetwork | None = None
+    cards: tuple[GuestCard, ...] = ()
+    devices: tuple[bytes, ...] = ()
     attached: bool = False
     terminal: Resize | None = None
     modules: bool = False
@@ -197,6 +215,8 @@ def encode_config(config: GuestConfig) -> bytes:
         *(("argv", _text("command", part)) for part in config.command),
         *(("env", _variable(name, value)) for name, value in config.environment.items()),
         *_network_records(config.network),
+        *(("card", encode_card(card)) for card in config.cards),
+        *(("device", row) for row in config.devices),
     ]
     if config.init is Init.SYSTEM:
         records += (("link", f"{name} {target}".encode()) for name, target in _SYSTEMD_LINKS)
@@ -230,10 +250,16 @@ def _check_config(config: GuestConfig) -> None:
 def _network_records(network: GuestNetwork | None) -> list[tuple[str, bytes]]:
     if network is None:
         return []
-    interface = IPv4Interface(network.address)
-    records = [("address", str(interface.ip).encode()), ("netmask", str(interface.netmask).encode())]
+    records = [("network", b"1")]
+    if network.address:
+        interface = IPv4Interface(network.address)
+        records += [("address", str(interface.ip).encode()), ("netmask", str(interface.netmask).encode())]
+    if network.address6:
+        records.append(("address6", str(IPv6Interface(network.address6)).encode()))
     if network.gateway:
         records.append(("gateway", str(IPv4Address(network.gateway)).encode()))
+    if network.gateway6:
+        records.append(("gateway6", str(IPv6Address(network.gateway6)).encode()))
     if network.nameserver:
         records.append(("nameserver", str(IPv4Address(network.nameserver)).encode()))
     if network.domain:
@@ -241,6 +267,16 @@ def _network_records(network: GuestNetwork | None) -> list[tuple[str, bytes]]:
             raise Invalid(f"illegal domain {network.domain!r}: it needs letters, digits, dots and hyphens")
         records.append(("domain", network.domain.encode()))
     return records
+
+
+def encode_card(card: GuestCard) -> bytes:
+    """`NAME MAC ADDRESS NETMASK ADDRESS6`, with `-` for what there is not."""
+    if not _CARD_NAME.match(card.name) or not _MAC.match(card.mac):
+        raise Invalid(f"illegal network card {card.name!r} with hardware address {card.mac!r}")
+    v4 = IPv4Interface(card.address) if card.address else None
+    address, netmask = ("-", "-") if v4 is None else (str(v4.ip), str(v4.netmask))
+    address6 = str(IPv6Interface(card.address6)) if card.address6 else "-"
+    return f"{card.name} {card.mac} {address} {netmask} {address6}".encode()
 
 
 def _text(what: str, value: str) -> bytes:

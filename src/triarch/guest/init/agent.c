@@ -125,6 +125,7 @@ static void stop_others(void) {
     sleep(GRACE_SECONDS / 5);
     for (int attempt = 0; attempt < GRACE_SECONDS; attempt++) {
         kill(-1, SIGKILL);
+        release_volumes();
         sync();
         if (!mount(NULL, "/delta", NULL, MS_REMOUNT | MS_RDONLY, NULL))
             break;

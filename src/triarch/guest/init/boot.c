@@ -1,15 +1,12 @@
-/* PID 1: modules, configuration, disks, overlay, network, then the machine's init or command. */
+/* PID 1: modules, configuration, disks, overlay, then the machine's init or command. */
 #define _GNU_SOURCE
 #include "guest.h"
 #include "protocol.h"
 
-#include <arpa/inet.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/netlink.h>
-#include <net/if.h>
-#include <net/route.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -99,7 +96,7 @@ static void read_config(void) {
         give_up("the host gave no configuration (fw_cfg " FW_CFG_KEY ")");
 }
 
-static void load_modules(const char *list) {
+void load_modules(const char *list) {
     char *names = read_file(list, NULL);
     for (char *name = names ? strtok(names, "\n") : NULL; name; name = strtok(NULL, "\n")) {
         char path[100];
@@ -220,75 +217,6 @@ static void mount_overlay(void) {
     }
 }
 
-static void set_address(int control, struct ifreq *request, unsigned long command, const char *key) {
-    struct sockaddr_in *address = (struct sockaddr_in *)&request->ifr_addr;
-    *address = (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = inet_addr(config(key, 0) ?: "0.0.0.0")};
-    if (ioctl(control, command, request))
-        say("cannot set the %s of %s: %m", key, request->ifr_name);
-}
-
-static void set_up(int control, const char *interface) {
-    struct ifreq request = {.ifr_flags = IFF_UP | IFF_RUNNING};
-    strcpy(request.ifr_name, interface);
-    if (ioctl(control, SIOCSIFFLAGS, &request))
-        say("cannot set up %s: %m", interface);
-}
-
-static void configure_network(void) {
-    int control = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-    set_up(control, "lo");
-    if (config("address", 0)) {
-        struct ifreq request = {.ifr_name = "eth0"};
-        set_address(control, &request, SIOCSIFADDR, "address");
-        set_address(control, &request, SIOCSIFNETMASK, "netmask");
-        set_up(control, "eth0");
-    }
-    if (config("gateway", 0)) {
-        struct rtentry route = {.rt_dst.sa_family = AF_INET, .rt_genmask.sa_family = AF_INET,
-                                .rt_flags = RTF_UP | RTF_GATEWAY};
-        *(struct sockaddr_in *)&route.rt_gateway =
-            (struct sockaddr_in){.sin_family = AF_INET, .sin_addr.s_addr = inet_addr(config("gateway", 0))};
-        if (ioctl(control, SIOCADDRT, &route))
-            say("cannot set the gateway: %m");
-    }
-    close(control);
-}
-
-/* `link` is where /etc/resolv.conf leads; its folders are made as far as they lie in /run. */
-static void write_below_run(const char *link, const char *text) {
-    char path[300];
-    char *at = strstr(link, "run/");
-    if (!at || strstr(at, ".."))
-        return;
-    snprintf(path, sizeof path, "/new/%s", at);
-    for (char *slash = strchr(path + 5, '/'); slash; slash = strchr(slash + 1, '/')) {
-        *slash = 0;
-        mkdir(path, 0755);
-        *slash = '/';
-    }
-    write_file(path, text, strlen(text), 0644);
-}
-
-/* Name resolution comes from /run, so that neither template nor delta carries an address of this host. */
-static void configure_resolver(void) {
-    char text[400], target[256];
-    if (!config("nameserver", 0))
-        return;
-    snprintf(text, sizeof text, "nameserver %.63s\n%s%.100s\n", config("nameserver", 0),
-             config("domain", 0) ? "search " : "", config("domain", 0) ?: "");
-    mkdir("/new/run/triarch", 0755);
-    write_file("/new/run/triarch/resolv.conf", text, strlen(text), 0644);
-    ssize_t length = readlink("/new/etc/resolv.conf", target, sizeof target - 1);
-    if (length > 0) {
-        target[length] = 0;
-        write_below_run(target, text);
-        return;
-    }
-    close(open("/new/etc/resolv.conf", O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644));
-    if (mount("/new/run/triarch/resolv.conf", "/new/etc/resolv.conf", NULL, MS_BIND, NULL))
-        say("cannot mount resolv.conf: %m");
-}
-
 /* `NAME TARGET`: symbolic links below /run/systemd, which mask units and generators or want units. */
 static void configure_systemd(void) {
     static const char *const folders[] = {"system", "system/getty.target.wants", "system-generators"};
@@ -306,11 +234,8 @@ static void configure_systemd(void) {
 }
 
 static void mount_system_folders(void) {
-    static const char unmanaged[] = "[Match]\nName=eth0\n[Link]\nUnmanaged=yes\n";
     mount_or_give_up("run", "/new/run", "tmpfs", MS_NOSUID | MS_NODEV, "mode=0755,size=20%");
-    mkdir("/new/run/systemd", 0755);
-    mkdir("/new/run/systemd/network", 0755);
-    write_file("/new/run/systemd/network/00-triarch.network", unmanaged, sizeof unmanaged - 1, 0644);
+    configure_networkd();
     mount_or_give_up("proc", "/new/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     mount_or_give_up("sysfs", "/new/sys", "sysfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL);
     mkdir("/new/dev", 0755);
@@ -412,7 +337,7 @@ static void boot(void) {
     load_modules("/modules/base");
     if (uses_pmem())
         load_modules("/modules/pmem");
-    if (config("address", 0))
+    if (config("network", 0) || config("card", 0))
         load_modules("/modules/network");
     if (!app)
         load_modules("/modules/system");
@@ -433,6 +358,7 @@ static void boot(void) {
     configure_resolver();
     if (*modules_device)
         mount_modules();
+    plug_devices();
     prepare_hidden_root(app);
     start_agent(agent_port, app);
     if (app)

@@ -1,6 +1,7 @@
 /* The guest's one program: /init of the initramfs, agent supervisor, exit hook and login shell.
  *
  *   boot.c     PID 1: modules, configuration, disks, overlay, network, then the machine's init or command
+ *   network.c  network cards, addresses, routes, name resolution
  *   app.c      PID 1 of an `app` guest: runs the command, carries its input and output, reports its exit
  *   agent.c    supervisor outside the machine's root: SSH over a virtio-serial port, orderly stop
  *   session.c  login shell of that SSH server: enters the machine and executes one request
@@ -8,6 +9,7 @@
  *   limit.c    and for how long
  *   freeze.c   holding the filesystems still for a clone, setting the clock
  *   adapt.c    takes up what the host plugs in
+ *   devices.c  volumes, folders, disks and cards, from the start on or plugged in later
  *   base.c     files, messages, frames and ports
  *
  * The initramfs stays in memory as a hidden root. `/machine` in it leads to the machine's root.
@@ -67,6 +69,21 @@ bool find_account(char *wanted, struct account *account);
 /* Fork. The child goes on; the parent waits for it, ends its session when the time is over, and never returns. */
 void limit_time(unsigned long timeout_ms, unsigned long grace_ms);
 
+void load_modules(const char *list);
+/* Cut the next netstring off `*at` and end it with a NUL. NULL at the end or where it is malformed. */
+char *next_word(char **at, char *end);
+/* The devices that the configuration names. */
+void plug_devices(void);
+/* One device, plugged in or out while the machine runs; the exit code. */
+int serve_device(char *row, size_t size);
+void release_volumes(void);
+/* Name and configure a card that has just been plugged in, given as the configuration gives them. */
+bool plug_card(const char *text);
+
+void configure_network(void);
+/* Name resolution comes from /run, so that neither template nor delta carries an address of this host. */
+void configure_resolver(void);
+void configure_networkd(void);
 void run_app(void) __attribute__((noreturn));
 /* Fork the supervisor of the SSH port and, unless PID 1 itself is ours, the one that heeds STOP. */
 void start_agent(int port, bool app);

@@ -37,15 +37,19 @@ static int refuse(const char *what) {
 }
 
 /* The machine's root is this one until PID 1 has switched. */
-static int enter_machine(void) {
+static void wait_for_machine(void) {
     struct stat here, there;
     while (!stat("/", &here) && !stat("/machine/", &there) && here.st_dev == there.st_dev && here.st_ino == there.st_ino)
         usleep(10000);
+}
+
+static int enter_machine(void) {
+    wait_for_machine();
     return chroot("/machine") || chdir("/");
 }
 
 /* Cut the next netstring off `*at` and end it with a NUL. NULL at the end or where it is malformed. */
-static char *next_word(char **at, char *end) {
+char *next_word(char **at, char *end) {
     char *colon;
     size_t length = strtoul(*at, &colon, 10);
     if (*at >= end || *colon != ':' || length > (size_t)(end - colon - 1))
@@ -167,5 +171,7 @@ int login_shell(int argc, char **argv) {
         return set_clock(rest);
     if (!strncmp(argv[2], "f:", 2))
         enter_machine() ? (void)refuse("cannot enter the machine") : serve_files(0, 1);
+    if (!strncmp(argv[2], "d:", 2))
+        return wait_for_machine(), serve_device(rest, strlen(rest));
     return strstr(argv[2], "sftp-server") ? serve_sftp() : NOT_EXECUTABLE;
 }
