@@ -59,3 +59,15 @@ def operations(client: Client, _: click.Context) -> Iterable[str]:
 def machines_and_operations(client: Client, _: click.Context) -> Iterable[str]:
     names = [view.name for view in client.machines()]
     return (*names, *(operation.id for operation in client.operations() if not operation.status.ended))
+
+
+@_completer
+def profiles(client: Client, _: click.Context) -> Iterable[str]:
+    return (profile.name for profile in client.profiles.list())
+
+
+def settings(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
+    """Keys of settings, up to and with the `=`."""
+    from triarch.model.setting_text import KEYS
+
+    return [f"{key.name}." if key.has_parts else f"{key.name}=" for key in KEYS if key.name.startswith(incomplete)]

@@ -29,9 +29,22 @@ def exit_codes_text() -> str:
     )
 
 
+def settings_text() -> str:
+    from triarch.model.setting_text import KEYS
+
+    names = [f"{key.name}.NAME" if key.has_parts else key.name for key in KEYS]
+    lines = [f"  {name:<17}{key.about}" for name, key in zip(names, KEYS, strict=True)]
+    shown = [f"{line:<60}{key.example}".rstrip() for line, key in zip(lines, KEYS, strict=True)]
+    return (
+        "Settings of machines, for set, --set, profiles and site files. 'none' takes a limit or a check away.\n\n"
+        + "\n".join(shown)
+        + "\n"
+    )
+
+
 def topics() -> dict[str, str]:
     """Every topic and its text."""
-    return {"exit-codes": exit_codes_text(), "filters": FILTERS}
+    return {"exit-codes": exit_codes_text(), "filters": FILTERS, "settings": settings_text()}
 
 
 def _complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
@@ -48,7 +61,7 @@ def _complete(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[s
 @click.argument("words", metavar="[COMMAND|TOPIC]...", nargs=-1, shell_complete=_complete)
 @click.pass_context
 def help_command(ctx: click.Context, words: tuple[str, ...]) -> None:
-    """Show the help of a command, or of a topic: exit-codes, filters."""
+    """Show the help of a command, or of a topic: exit-codes, filters, settings."""
     if len(words) == 1 and words[0] in topics():
         click.echo(topics()[words[0]], nl=False)
         return

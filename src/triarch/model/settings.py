@@ -78,10 +78,11 @@ MACHINE_LAYER = "machine"
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings under a name, for many machines. The name is what a machine's could be."""
+    """Settings under a name, for many machines. The name is what a machine's could be; `labels` are the profile's own."""
 
     name: str
     description: Annotated[str, msgspec.Meta(max_length=1000)] = ""
+    labels: dict[LabelName, LabelValue] = {}
     settings: Settings = Settings()
 
 
