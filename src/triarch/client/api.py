@@ -34,6 +34,7 @@ from triarch.model.stream import FilesRequest, RunRequest
 from triarch.model.template import Template
 
 if TYPE_CHECKING:
+    from triarch.client.backups import Backups
     from triarch.client.devices import Devices
     from triarch.client.files import Files
     from triarch.client.profiles import Profiles
@@ -122,6 +123,12 @@ class Client:
         from triarch.client.devices import Devices
 
         return Devices(self)
+
+    @property
+    def backups(self) -> Backups:
+        from triarch.client.backups import Backups
+
+        return Backups(self)
 
     # -- the daemon and its host
 

@@ -68,15 +68,23 @@ class Connection:
         return b"".join(self.stream(method, target, upload, patience_seconds))
 
     def stream(
-        self, method: str, target: str, upload: Upload | None = None, patience_seconds: float | None = 0.0
+        self,
+        method: str,
+        target: str,
+        upload: Upload | None = None,
+        patience_seconds: float | None = 0.0,
+        fields: tuple[tuple[str, str], ...] = (),
     ) -> Iterator[bytes]:
-        """The body of the answer as it comes; with `patience_seconds` None it may pause for ever."""
+        """The body of the answer as it comes; with `patience_seconds` None it may pause for ever.
+
+        `fields` are header fields besides the usual.
+        """
         connection = self.open()
         silence = None if patience_seconds is None else self._timeout_seconds + patience_seconds
         connection.settimeout(silence)
         reusable = False
         try:
-            sent = self._send(connection, method, target, upload)
+            sent = self._send(connection, method, target, upload, fields)
             response = Response(lambda: connection.recv(RECEIVE_BYTES))
             if response.status >= 400:
                 body = b"".join(response.body())
@@ -111,9 +119,17 @@ class Connection:
             self._socket = connect(self._path, self._timeout_seconds)
         return self._socket
 
-    def _send(self, connection: socket.socket, method: str, target: str, upload: Upload | None) -> bool:
+    def _send(
+        self,
+        connection: socket.socket,
+        method: str,
+        target: str,
+        upload: Upload | None,
+        fields: tuple[tuple[str, str], ...],
+    ) -> bool:
         """Whether all of it was sent."""
         head = f"{method} {target} HTTP/1.1\r\nHost: {HOST}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in fields)
         if upload is not None:
             head += f"Content-Type: {upload.content_type}\r\nContent-Length: {upload.size_bytes}\r\n"
             head += f'If-Match: "{upload.etag}"\r\n' if upload.etag is not None else ""

@@ -11,6 +11,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 import triarch
 from triarch.daemon import problems
 from triarch.daemon.routes import (
+    backups,
     devices,
     events,
     files,
@@ -35,7 +36,20 @@ def create_app(engine: Engine) -> Litestar:
     def get_engine() -> Engine:
         return engine
 
-    modules = (server, machines, devices, streams, operations, profiles, snapshots, templates, events, waiting, files)
+    modules = (
+        server,
+        machines,
+        devices,
+        streams,
+        operations,
+        profiles,
+        snapshots,
+        backups,
+        templates,
+        events,
+        waiting,
+        files,
+    )
     return Litestar(
         route_handlers=[Router(path=PREFIX, route_handlers=[h for module in modules for h in module.HANDLERS])],
         dependencies={"engine": Provide(get_engine, sync_to_thread=False)},

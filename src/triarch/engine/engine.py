@@ -9,8 +9,9 @@ from pathlib import Path
 
 import msgspec
 
-from triarch.drivers.base import Console, DriverFactory, Exec, Metered, Stdio, capabilities_of
+from triarch.drivers.base import DriverFactory, Metered, Stdio
 from triarch.engine.architectures import Architectures
+from triarch.engine.backups import Backups
 from triarch.engine.cards import check_network
 from triarch.engine.devices import Devices
 from triarch.engine.down import Down, DownArguments
@@ -48,11 +49,11 @@ from triarch.engine.snapshot_records import SnapshotRecords
 from triarch.engine.snapshots import Snapshots
 from triarch.engine.supervise import Supervisor
 from triarch.engine.template_procedures import BuildTree, DeleteTemplate, ImportTree, TemplateArguments
+from triarch.engine.terminals import Terminals
 from triarch.engine.trees import Trees
 from triarch.engine.waiting import wait_until
 from triarch.errors import Cancelled, Denied, Exists, InUse, Invalid, Unsupported, WrongState
-from triarch.model.command import check_exec
-from triarch.model.driver import Architecture, ExecRequest, Observation, Resize, Usage
+from triarch.model.driver import Architecture, Observation, Resize, Usage
 from triarch.model.event import Event
 from triarch.model.instance import Instance
 from triarch.model.machine import (
@@ -121,6 +122,7 @@ class Engine:
         self._services.machines.heed = self._supervisor.heed
         self._lifecycle = Lifecycle(self._services, self._operations, journal, self._supervisor)
         self.snapshots = Snapshots(self._services, self._operations)
+        self.backups = Backups(self._services, self._operations, self._resolve, self._begin_new)
         self.networks = Networks(self._services, self._operations)
         self.devices = Devices(self._services, self._operations)
         self.files = Files(self._services, self._operations)
@@ -166,6 +168,7 @@ class Engine:
     async def close(self) -> None:
         """Let go: machines keep running, operations past their commit point stay in the journal."""
         await self._supervisor.close()
+        self.terminals.close()
         await self.profiles.close()
         await self._operations.close()
         await self._services.network.close()
@@ -400,18 +403,10 @@ class Engine:
             raise WrongState(f"machine '{name}' uses nothing: it is {machine.state.value}", machine=name)
         driver = self._services.driver(machine)
         if not isinstance(driver, Metered):
-            raise self._lacks(machine.architecture, "usage")
+            raise self._services.architectures.lacks(machine.architecture, "usage")
         used = await driver.usage(self._services.spec(machine))
         disk_bytes = await asyncio.to_thread(self._services.pool.allocated_bytes, machine.uuid)
         return msgspec.structs.replace(used, disk_bytes=disk_bytes)
-
-    def _lacks(self, architecture: str, capability: str) -> Unsupported:
-        drivers = self._services.architectures.made()
-        having = [name for name, driver in drivers.items() if capability in capabilities_of(driver)]
-        return Unsupported(
-            f"architecture '{architecture}' has no {capability}"
-            + (f"; it is there under {', '.join(having)}" if having else "")
-        )
 
     async def run(self, request: CreateMachine, stdio: Stdio, terminal: Resize | None) -> Exit:
         """A throw-away machine with the caller's input and output; returns its command's exit when all is removed.

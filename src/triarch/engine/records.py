@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import msgspec
@@ -151,6 +152,15 @@ class TemplateRecords:
         except Stale as error:
             raise Exists(f"template '{template.ref}' exists already") from error
         self._by_ref[template.ref] = template
+
+    @contextmanager
+    def promised(self, template: Template) -> Iterator[None]:
+        """Known while the block lasts, and not stored: what is chosen for a machine may stand on it already."""
+        self._by_ref[template.ref] = template
+        try:
+            yield
+        finally:
+            self._by_ref.pop(template.ref, None)
 
     async def remove(self, templates: tuple[Template, ...]) -> None:
         """All of them in one transaction; absent is success."""

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from triarch.engine.backup_procedures import Export, ImportBackup
+from triarch.engine.copies import Copy
 from triarch.engine.device_procedures import DEVICE_PROCEDURES
 from triarch.engine.files import FILES_PROCEDURES
 from triarch.engine.journal import JournalRecord
@@ -27,6 +29,9 @@ _ALL: tuple[Any, ...] = (
     *PROFILE_PROCEDURES,
     *TEMPLATE_PROCEDURES,
     *SNAPSHOT_PROCEDURES,
+    Copy,
+    Export,
+    ImportBackup,
     *DEVICE_PROCEDURES,
     *NETWORK_PROCEDURES,
 )

@@ -334,7 +334,7 @@ def restored_record(services: Services, machine: Machine, snapshot: Snapshot) ->
         past,
         own=msgspec.structs.replace(past.own, **{key: getattr(machine.own, key) for key in _NETWORK_KEYS}),
         devices=others | cards,
-        template=_find_template(services, past.template),
+        template=find_template(services, past.template),
         name=machine.name,
         uuid=machine.uuid,
         index=machine.index,
@@ -355,7 +355,7 @@ def restored_record(services: Services, machine: Machine, snapshot: Snapshot) ->
     )
 
 
-def _find_template(services: Services, wanted: TemplateRef) -> TemplateRef:
+def find_template(services: Services, wanted: TemplateRef) -> TemplateRef:
     """By its digest, whatever it is called now."""
     templates = services.templates.all()
     for template in sorted(templates, key=lambda each: each.ref != str(wanted)):

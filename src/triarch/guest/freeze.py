@@ -72,7 +72,7 @@ class GuestFreeze:
                 self._process.stdin.write_eof()
                 said = await _line(self._process)
                 seconds = time.monotonic() - self._begun
-        except (TimeoutError, *connection_errors()) as error:
+        except (TimeoutError, Unavailable, OSError) as error:
             raise TimedOut("the guest does not say that its filesystems go on") from error
         finally:
             _hang_up(self._process)

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from triarch.host.files import data_ranges
 
 BLOCK_BYTES = 256 << 10
@@ -38,8 +40,10 @@ class ContentDigest:
 
     def __init__(self) -> None:
         self._hash = hashlib.sha256()
+        self.content_bytes = 0
 
     def add(self, offset: int, data: bytes) -> None:
+        self.content_bytes += len(data)
         self._hash.update(_PLACE.pack(offset))
         self._hash.update(data)
 
@@ -48,11 +52,18 @@ class ContentDigest:
         return self._hash.hexdigest()
 
 
-def content_digest(path: Path) -> str:
-    """The digest of a file's content (see `ContentDigest`); blocking."""
+class Content(msgspec.Struct, frozen=True, kw_only=True):
+    """What a file holds: `content_bytes` without the blocks that are all zeros."""
+
+    digest: str
+    content_bytes: int
+
+
+def read_content(path: Path) -> Content:
+    """Read all of it (blocking)."""
     digest = ContentDigest()
     with path.open("rb", buffering=0) as file:
         size_bytes = os.fstat(file.fileno()).st_size
         for offset, data in blocks(file.fileno(), size_bytes):
             digest.add(offset, data)
-    return digest.finish(size_bytes)
+    return Content(digest=digest.finish(size_bytes), content_bytes=digest.content_bytes)

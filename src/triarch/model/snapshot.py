@@ -10,6 +10,7 @@ import msgspec
 
 from triarch.model.machine import Machine
 from triarch.model.names import MACHINE_NAME_PATTERN
+from triarch.model.settings import Settings
 from triarch.model.template import Template
 
 SNAPSHOT_PATTERN = MACHINE_NAME_PATTERN[:-1] + r"$(?!\n)"
@@ -22,13 +23,15 @@ DELTA = "delta"
 class DiskImage(msgspec.Struct, frozen=True, kw_only=True):
     """One disk as it was when its copy was finished: `delta` or `volume-NAME`.
 
-    `size_bytes` is what the machine sees, `allocated_bytes` what the copy took on disk. `digest` is that of the content
+    `size_bytes` is what the machine sees, `allocated_bytes` what the copy took on disk, `content_bytes` what is left of
+    it without blocks of zeros. `digest` is that of the content
     (`host.sparse.ContentDigest`): holes count as the zeros that they read as.
     """
 
     name: str
     size_bytes: int
     allocated_bytes: int
+    content_bytes: int
     digest: str
 
 
@@ -101,12 +104,55 @@ class CopyMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     start: bool = False
 
 
+class ExportMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of export: the machine as it is, or as it was in a snapshot; its template's layers only if asked for."""
+
+    snapshot: SnapshotName | None = None
+    with_template: bool = False
+
+
+class ImportMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of import: the machine in a backup that was uploaded, under its old name unless another is given."""
+
+    name: SnapshotName | None = None
+    architecture: str | None = None
+    start: bool = False
+
+
+BACKUP_ID_PATTERN = r"^[0-9a-f]{32}$(?!\n)"
+BackupId = Annotated[str, msgspec.Meta(pattern=BACKUP_ID_PATTERN)]
+
+
+class UploadBackup(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Body of an upload's beginning. The same id and size again goes on where it broke off."""
+
+    id: BackupId
+    size_bytes: Annotated[int, msgspec.Meta(ge=1, le=1 << 60)]
+
+
+class Backup(msgspec.Struct, frozen=True, kw_only=True):
+    """A backup in the daemon's spool: one that was exported, or one that is being uploaded.
+
+    `size_bytes` is what it has when it is whole, None while it is still being written; `received_bytes` what is there.
+    It is removed once it was imported, and a day after the last that was done with it.
+    """
+
+    id: str
+    size_bytes: int | None
+    received_bytes: int
+
+
 class BackupManifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The first member of a backup: what it holds, and from which Triarch; the template's layers only if asked for."""
+    """The first part of a backup: what it holds, and from which Triarch. `format` is 1.
+
+    `settings` is the sum of the machine's profiles and its own: it counts where those profiles are not there.
+    """
 
     format: int
     version: str
     created_at: datetime
     machine: Machine
+    settings: Settings
     template: Template
-    with_layers: bool = False
+    disks: tuple[DiskImage, ...]
+    with_template: bool = False

@@ -114,7 +114,7 @@ class Volumes(Protocol):
         ...
 
     def create(self, uuid: str, name: str, size_bytes: int) -> Path:
-        """A new empty volume: a sparse raw image holding ext4. One that is there keeps its data, and grows if it has to.
+        """A new empty volume: a sparse raw image of ext4. One that is there keeps its data, and grows if it has to.
 
         Raises `Exhausted`, leaving nothing, and `Busy` when one that has to grow is in use.
         """

@@ -22,7 +22,7 @@ from triarch.host.files import (
     sync_directory,
 )
 from triarch.host.locks import lock_file
-from triarch.host.sparse import content_digest
+from triarch.host.sparse import read_content
 from triarch.model.snapshot import DELTA, DiskImage
 
 _ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
@@ -125,8 +125,13 @@ class DirectorySets:
         with full_disk_is_exhausted("a copy of the machine's disks", self._root), path.open("rb") as file:
             os.fsync(file.fileno())
         status = path.stat()
+        content = read_content(path)
         return DiskImage(
-            name=disk, size_bytes=status.st_size, allocated_bytes=status.st_blocks * 512, digest=content_digest(path)
+            name=disk,
+            size_bytes=status.st_size,
+            allocated_bytes=status.st_blocks * 512,
+            content_bytes=content.content_bytes,
+            digest=content.digest,
         )
 
     def verify(self, set_id: str, images: Iterable[DiskImage]) -> None:
@@ -139,7 +144,7 @@ class DirectorySets:
                 raise Damaged(
                     f"its disk '{image.name}' has {found} bytes instead of {image.size_bytes}", path=str(path)
                 )
-            if content_digest(path) != image.digest:
+            if read_content(path).digest != image.digest:
                 raise Damaged(f"its disk '{image.name}' is not what it was: {path} was changed", path=str(path))
 
     # -- using
