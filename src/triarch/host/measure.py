@@ -11,7 +11,8 @@ from triarch.errors import Unavailable
 from triarch.host.pidfd import ProcessId, is_alive
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-_PRIVATE = ("RssAnon", "VmSwap")
+# A guest whose memory virtiofsd shares has it in a memfd.
+_PRIVATE = ("RssAnon", "RssShmem", "VmSwap")
 
 
 class ProcessUsage(msgspec.Struct, frozen=True, kw_only=True):

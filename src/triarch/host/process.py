@@ -37,6 +37,7 @@ PACKAGES: dict[str, str] = {
     "qemu-img": "qemu-utils",
     "qemu-system-x86_64": "qemu-system-x86",
     "tar": "tar",
+    "virtiofsd": "qemu-system-common",
     "xz": "xz-utils",
     "zstd": "zstd",
 }

@@ -132,6 +132,12 @@ def set_idmap(tree_fd: int, user_namespace_fd: int, also: int = 0) -> None:
     )
 
 
+def set_mount_attributes(tree_fd: int, attributes: int) -> None:
+    """mount_setattr(2): give a detached mount attributes such as `MOUNT_ATTR_RDONLY`."""
+    change = struct.pack("=QQQQ", attributes, 0, 0, 0)
+    _check(_libc.syscall(_SYS_MOUNT_SETATTR, tree_fd, b"", _AT_EMPTY_PATH, change, len(change)), "change a mount")
+
+
 def attach_tree(tree_fd: int, target: str) -> None:
     """move_mount(2): put a detached mount at `target`."""
     flags = _MOVE_MOUNT_F_EMPTY_PATH

@@ -24,7 +24,7 @@ from triarch.drivers.qemu.monitor import monitor
 from triarch.drivers.qemu.run import Record, Run, new_record
 from triarch.errors import Damaged, Failed, Unavailable, Unsupported
 from triarch.guest.keys import AgentKeys
-from triarch.model.device import HostDevice, UsbDevice
+from triarch.model.device import FolderDevice, HostDevice, UsbDevice
 from triarch.model.driver import MachineSpec
 
 _MAGIC = b"TRIARCH-VM-STATE 1\n"
@@ -131,6 +131,14 @@ def check_state_fits(spec: MachineSpec) -> None:
         raise Unsupported(
             f"the memory of machine '{spec.machine.name}' cannot be kept: "
             f"'{passed_through[0]}' is a device of the host, whose state is not ours",
+            hint=f"triarch snapshot create {spec.machine.name}",
+            machine=spec.machine.name,
+        )
+    folders = [each.name for each in spec.devices if isinstance(each.device, FolderDevice)]
+    if folders:
+        raise Unsupported(
+            f"the memory of machine '{spec.machine.name}' cannot be kept: "
+            f"'{folders[0]}' is a folder of the host, which goes on changing meanwhile",
             hint=f"triarch snapshot create {spec.machine.name}",
             machine=spec.machine.name,
         )

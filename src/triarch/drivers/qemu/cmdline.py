@@ -12,6 +12,7 @@ from enum import StrEnum
 
 import msgspec
 
+from triarch.guest.devices import card_row, disk_row, folder_row, volume_row
 from triarch.guest.protocol import (
     AGENT_PORT,
     CONTROL_PORT,
@@ -19,17 +20,20 @@ from triarch.guest.protocol import (
     FW_CFG_KEY,
     MODULES_SERIAL,
     REPORT_PORT,
+    GuestCard,
     GuestConfig,
     GuestNetwork,
     Medium,
     kernel_command_line,
 )
-from triarch.model.driver import MachineSpec, Resize
-from triarch.model.network import BridgeLink, Link, NoLink, UserLink
+from triarch.model.device import DiskDevice, FolderDevice, NicDevice, VolumeDevice
+from triarch.model.driver import MachineSpec, Resize, ResolvedDevice
+from triarch.model.network import BridgeLink, Link, MacvlanLink, NoLink, UserLink
 from triarch.model.resources import Resources
 from triarch.model.template import Init
 
 PROGRAM = "qemu-system-x86_64"
+BRIDGE, SHARED_MEMORY = "bridge", "ram"
 DEFAULT_MEMORY_BYTES = 512 << 20
 MIN_MEMORY_BYTES = 128 << 20
 MAX_PROCESSORS = 255  # of q35 without an interrupt-remapping IOMMU
@@ -98,21 +102,63 @@ def guest_config(
         command=spec.command,
         environment={**spec.template.environment, **machine.environment},
         network=_guest_network(spec.link),
+        cards=_guest_cards(spec),
         attached=attached,
         terminal=terminal,
         modules=machine.init is Init.SYSTEM,
+        devices=rows_of(spec),
     )
+
+
+def rows_of(spec: MachineSpec) -> tuple[bytes, ...]:
+    """What the guest's init does about devices that are there from the start; cards are configured on their own."""
+    rows = (row_of(device) for device in spec.devices if not isinstance(device.device, NicDevice))
+    return tuple(row for row in rows if row is not None)
+
+
+def row_of(device: ResolvedDevice) -> bytes | None:
+    """What the guest does to take the device up; None for nothing."""
+    link = device.link
+    match device.device:
+        case VolumeDevice(path=path):
+            return volume_row(device.name, path)
+        case FolderDevice(path=path, read_only=read_only):
+            return folder_row(device.name, path, read_only=read_only)
+        case DiskDevice():
+            return disk_row(device.name)
+        case NicDevice() if isinstance(link, BridgeLink | MacvlanLink):
+            nic = link.nic
+            return card_row(GuestCard(name=device.name, mac=nic.mac, address=nic.address, address6=nic.address6))
+    return None
 
 
 def _guest_network(link: Link) -> GuestNetwork | None:
     match link:
-        case BridgeLink():
-            address = link.nic.address
+        case BridgeLink() | MacvlanLink():
+            return GuestNetwork(
+                address=link.nic.address,
+                address6=link.nic.address6,
+                gateway=link.gateway if link.nic.address else "",
+                gateway6=link.gateway6,
+                nameserver=link.nameserver,
+                domain=link.domain,
+            )
         case UserLink():
-            address = link.address
+            return GuestNetwork(
+                address=link.address, gateway=link.gateway, nameserver=link.nameserver, domain=link.domain
+            )
         case NoLink():
             return None
-    return GuestNetwork(address=address, gateway=link.gateway, nameserver=link.nameserver, domain=link.domain)
+
+
+def _guest_cards(spec: MachineSpec) -> tuple[GuestCard, ...]:
+    """Those beside the first one, in the order of the devices' names."""
+    links = ((found.name, found.link) for found in spec.devices)
+    return tuple(
+        GuestCard(name=name, mac=link.nic.mac, address=link.nic.address, address6=link.nic.address6)
+        for name, link in links
+        if isinstance(link, BridgeLink | MacvlanLink)
+    )
 
 
 def memory_bytes(resources: Resources) -> int:
@@ -149,7 +195,7 @@ def qemu_argv(
     return (
         PROGRAM,
         *("-name", f"guest={spec.machine.name},debug-threads=on", "-uuid", spec.uuid),
-        *("-machine", "q35,usb=off,vmport=off"),
+        *("-machine", _machine(spec)),
         *_ACCELERATION[accelerator],
         *_processors(spec, room),
         *_memory(spec, room),
@@ -166,7 +212,29 @@ def qemu_argv(
         *_balloon(config),
         *_modules(wiring),
         *_network(spec.link, wiring),
+        *_room_for_devices(spec, config),
     )
+
+
+def _machine(spec: MachineSpec) -> str:
+    machine = "q35,usb=off,vmport=off"
+    return f"{machine},memory-backend={SHARED_MEMORY}" if has_folders(spec) else machine
+
+
+def has_folders(spec: MachineSpec) -> bool:
+    """Whether another process, virtiofsd, is to read and write the guest's memory."""
+    return any(isinstance(device.device, FolderDevice) for device in spec.devices)
+
+
+def _room_for_devices(spec: MachineSpec, config: GuestConfig) -> tuple[str, ...]:
+    """A bridge whose slots take devices while the VM runs, by ACPI; it costs a boot nothing that can be measured.
+
+    Memory that virtiofsd shares is a memfd. Where there are devices from the start, the VM waits for them.
+    """
+    bridge = () if config.attached and not spec.devices else ("-device", f"pci-bridge,id={BRIDGE},chassis_nr=1,addr=0x10")
+    size = memory_bytes(spec.machine.resources)
+    memory = ("-object", f"memory-backend-memfd,id={SHARED_MEMORY},size={size},share=on") if has_folders(spec) else ()
+    return (*bridge, *memory, *(("-S",) if spec.devices else ()))
 
 
 def _path(fd: int) -> str:
@@ -263,11 +331,11 @@ def _modules(wiring: Wiring) -> tuple[str, ...]:
 
 def _network(link: Link, wiring: Wiring) -> tuple[str, ...]:
     match link:
-        case BridgeLink():
+        case BridgeLink() | MacvlanLink():
             backend = f"tap,id=net0,fd={wiring.tap},vhost=off"
         case UserLink():
             forwards = "".join(
-                f",hostfwd=tcp:{forward.host_address}:{forward.host_port}-:{forward.machine_port}"
+                f",hostfwd={forward.protocol.value}:{forward.host_address}:{forward.host_port}-:{forward.machine_port}"
                 for forward in link.forwards
             )
             backend = f"user,id=net0,ipv6=off{forwards}"

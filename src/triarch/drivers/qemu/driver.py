@@ -21,8 +21,9 @@ from triarch.drivers.qemu.checkpoint import (
     take_in,
 )
 from triarch.drivers.qemu.cmdline import MAX_PROCESSORS, MIN_MEMORY_BYTES, Accelerator, guest_config, processors
-from triarch.drivers.qemu.console import attach_console
+from triarch.drivers.qemu.console import SerialLines
 from triarch.drivers.qemu.control import ControlPort, open_control
+from triarch.drivers.qemu.devices import Devices, was_interrupted
 from triarch.drivers.qemu.freeze import Freezes
 from triarch.drivers.qemu.launch import launch, owner_of
 from triarch.drivers.qemu.monitor import is_paused, monitor
@@ -48,7 +49,7 @@ from triarch.guest.protocol import Stop
 from triarch.host.measure import measure
 from triarch.host.rights import rights
 from triarch.host.spawn import reap
-from triarch.model.driver import DriverInfo, ExecRequest, Kind, MachineSpec, Observation, Resize, Usage
+from triarch.model.driver import DriverInfo, ExecRequest, Kind, MachineSpec, Observation, Resize, ResolvedDevice, Usage
 from triarch.model.instance import Instance
 from triarch.model.machine import Exit, Machine
 from triarch.model.resources import format_size
@@ -76,8 +77,9 @@ class QemuDriver:
         self._watches = Watches()
         self._agents: dict[str, Agent] = {}
         self._attached: dict[str, ControlPort] = {}
-        self._viewed: set[str] = set()
+        self._lines = SerialLines()
         self._freezes = Freezes()
+        self._devices = Devices()
 
     async def probe(self) -> DriverInfo:
         """Start QEMU for a moment; for `kvm` run real guest code too."""
@@ -103,7 +105,11 @@ class QemuDriver:
         """QEMU keeps no register."""
 
     async def start(self, spec: MachineSpec) -> None:
-        if self._live(spec) is None:
+        watch = self._live(spec)
+        if watch is not None and spec.devices and await was_interrupted(watch.run, spec.machine.name):
+            await self._watches.kill(watch)
+            watch = None
+        if watch is None:
             await self._start(spec)
 
     async def start_attached(self, spec: MachineSpec, stdio: Stdio, terminal: Resize | None) -> Exit:
@@ -161,6 +167,8 @@ class QemuDriver:
                 reap(process.pid)
                 raise MachineFailed(f"machine '{name}' did not start: {run.ending(record).detail}", machine=name)
             await self._wait_running(watch)
+            if spec.devices:
+                await self._devices.plug_all(spec, run, process, go_on=state is None)
             await resize.throttle_from_start(spec, watch.run)
             if state is not None:
                 await take_in(run, name, state)
@@ -301,6 +309,7 @@ class QemuDriver:
         for uuid in tuple(self._agents):
             await self._close_agent(uuid)
         self._watches.close()
+        self._devices.close()
 
     def _record(self, spec: MachineSpec) -> Record | None:
         """What is known of the machine's run, if it is one of this architecture."""
@@ -336,14 +345,8 @@ class QemuDriver:
 
     async def console(self, spec: MachineSpec, stdio: Stdio) -> None:
         watch = self._need_live(spec, "attach to")
-        if spec.uuid in self._viewed:
-            raise Busy(f"someone else is attached to the console of machine '{spec.machine.name}'")
-        self._viewed.add(spec.uuid)
-        try:
-            with suppress(Unavailable):
-                await attach_console(watch.run.console, stdio)
-        finally:
-            self._viewed.discard(spec.uuid)
+        with suppress(Unavailable):
+            await self._lines.type_into(watch.run.console, stdio)
 
     async def pause(self, spec: MachineSpec) -> None:
         await self._command(spec, "pause", "stop")
@@ -377,6 +380,14 @@ class QemuDriver:
         # A clock that is late is no reason to give up a machine that runs.
         with suppress(Error):
             await set_clock(self._agent(spec, "set the clock of"))
+
+    async def attach(self, spec: MachineSpec, device: ResolvedDevice) -> None:
+        watch, agent = self._need_live(spec, "attach a device to"), self._agent(spec, "attach a device to")
+        await self._devices.attach(spec, watch.run, watch.process, agent, device)
+
+    async def detach(self, spec: MachineSpec, device: ResolvedDevice) -> None:
+        watch, agent = self._need_live(spec, "detach a device from"), self._agent(spec, "detach a device from")
+        await self._devices.detach(spec, watch.run, agent, device)
 
     async def resize(self, spec: MachineSpec) -> None:
         watch = self._need_live(spec, "change the limits of")

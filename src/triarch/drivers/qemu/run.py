@@ -29,6 +29,8 @@ from triarch.model.template import Init
 
 _RECORD = "run.json"
 _KILLED = "killed"
+# What is known of each virtiofsd: its log, its process.
+FOLDER_FILES = "folder-"
 _TAIL_BYTES = 8192
 _REPORT_BYTES = 1 << 20
 _REASON = re.compile(rf"{REASON_TRACE} reason=(\d+)")
@@ -144,6 +146,8 @@ class Run:
         """Forget the run. Absent is success."""
         self.remove_sockets()
         for path in (self.process_path, self.directory / _KILLED, self.report, self.qemu_log):
+            path.unlink(missing_ok=True)
+        for path in self.directory.glob(f"{FOLDER_FILES}*"):
             path.unlink(missing_ok=True)
         # Last, so that what a crash leaves is still known to be ours.
         (self.directory / _RECORD).unlink(missing_ok=True)
