@@ -87,7 +87,7 @@ async def test_a_switch_whose_start_fails_goes_back_to_where_it_was(web: Enginee
     view = engine.machine("bad")
     assert (view.architecture, view.state, view.desired) == ("fake", State.RUNNING, State.RUNNING)
     far_end = Collected()
-    await engine.exec("bad", ExecRequest(command=("echo", "alive")), far_end)
+    await engine.terminals.exec("bad", ExecRequest(command=("echo", "alive")), far_end)
     assert far_end.output[Stream.STDOUT] == b"alive\n"
     await web.done(await engine.stop("bad", StopMachine()))
 
@@ -256,14 +256,14 @@ async def test_cancelling_a_launch_removes_the_machine(web: Engineer) -> None:
 
 async def test_exec_run_and_logs(web: Engineer) -> None:
     far_end = Collected()
-    ended = await web.engine.exec("web", ExecRequest(command=("echo", "hello")), far_end)
+    ended = await web.engine.terminals.exec("web", ExecRequest(command=("echo", "hello")), far_end)
     assert (ended.code, far_end.output[Stream.STDOUT]) == (0, b"hello\n")
     far_end = Collected()
     ended = await web.engine.run(machine_request("brief", "exit", "7"), far_end, None)
     assert ended.code == 7
     assert [view.name for view in web.engine.machines()] == ["web"]
     with pytest.raises(Invalid, match="needs a command"):
-        await web.engine.exec("web", ExecRequest(command=()), far_end)
+        await web.engine.terminals.exec("web", ExecRequest(command=()), far_end)
 
 
 async def test_indexes_are_never_shared_even_by_concurrent_creates(web: Engineer) -> None:

@@ -14,6 +14,7 @@ from triarch.cli.arguments import (
     CommandAfterName,
     Number,
     OwnExitCode,
+    SizeType,
     architecture_option,
     examples,
     machine_argument,
@@ -27,7 +28,7 @@ from triarch.model.command import MAX_TIMEOUT_SECONDS
 from triarch.model.driver import TIMED_OUT_CODE, ExecRequest, Resize
 from triarch.model.machine import CreateMachine, Exit
 from triarch.model.settings import Settings
-from triarch.model.stream import RunRequest
+from triarch.model.stream import HISTORY_BYTES, MAX_HISTORY_BYTES, ConsoleRequest, RunRequest
 
 _terminal_option = click.option(
     "-t/-T",
@@ -184,18 +185,38 @@ def run_command(
         return _code(terminal.Attachment(stream, terminal=use_terminal, interactive=not no_input).run())
 
 
-@click.command("console", epilog=examples("triarch console web"))
+@click.command(
+    "console", epilog=examples("triarch console web", "triarch console --read-only --history 1M --detach-keys none web")
+)
+@click.option(
+    "--detach-keys",
+    metavar="KEYS",
+    default="ctrl-]",
+    show_default=True,
+    help="Keys that leave: one, or several after another as ctrl-p,ctrl-q; none for none.",
+)
+@click.option(
+    "--history",
+    "history_bytes",
+    metavar="SIZE",
+    type=SizeType(0),
+    default=f"{HISTORY_BYTES >> 10}K",
+    show_default=True,
+    help="How much of what it said before to show.",
+)
+@click.option("-r", "--read-only", is_flag=True, help="Only look: what is typed is not passed on.")
 @machine_argument()
 @click.pass_obj
-def console_command(session: Session, name: str) -> None:
-    """Attach to a machine's console; Ctrl-] detaches."""
+def console_command(session: Session, name: str, detach_keys: str, history_bytes: int, read_only: bool) -> None:
+    """Attach to a machine's console, beside whoever is. Its end is the machine's, or the detach keys."""
     on_terminal = terminal.is_terminal()
-    with session.client.console(name) as stream:
+    keys = terminal.parse_keys(detach_keys) if on_terminal else b""
+    request = ConsoleRequest(history_bytes=min(history_bytes, MAX_HISTORY_BYTES), read_only=read_only)
+    with session.client.console(name, request) as stream:
         if on_terminal:
-            print(f"console of {name}, Ctrl-] detaches", file=sys.stderr)
-        attachment = terminal.Attachment(
-            stream, terminal=on_terminal, detach_key=terminal.DETACH_KEY if on_terminal else b""
-        )
-        attachment.run()
+            print(f"console of {name}" + (f", {detach_keys} detaches" if keys else ""), file=sys.stderr)
+        if on_terminal and not read_only:
+            stream.resize(*terminal.size())
+        terminal.Attachment(stream, terminal=on_terminal, detach_keys=keys).run()
     if on_terminal:
         print(file=sys.stderr)

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from triarch.errors import Invalid
 from triarch.model.stream import STDERR
 
 if TYPE_CHECKING:
@@ -17,8 +18,43 @@ if TYPE_CHECKING:
     from triarch.model.machine import Exit
 
 READ_BYTES = 64 << 10
-DETACH_KEY = b"\x1d"
 STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO = 0, 1, 2
+
+
+def parse_keys(text: str) -> bytes:
+    """The bytes of keys as people write them: `ctrl-]`, `ctrl-p,q`; `none` is none. Raises `Invalid`."""
+    if text.lower() in ("", "none"):
+        return b""
+    keys = bytearray()
+    for word in text.split(",") if text != "," else (text,):
+        name = word.lower().removeprefix("ctrl-").removeprefix("^")
+        if name == word.lower() and len(word) == 1 and word.isascii() and word.isprintable():
+            keys += word.encode()
+        elif name != word.lower() and len(name) == 1 and "@" <= name.upper() <= "_":
+            keys.append(ord(name.upper()) - ord("@"))
+        else:
+            raise Invalid(f"illegal key '{word[:20]}': it needs one character, or ctrl- and one of a-z @ [ \\ ] ^ _")
+    return bytes(keys)
+
+
+class KeyWatch:
+    """Finds a row of keys in what is typed, however it comes in pieces."""
+
+    def __init__(self, keys: bytes) -> None:
+        self._keys = keys
+        self._held = b""
+
+    def take(self, data: bytes) -> tuple[bytes, bool]:
+        """What to pass on, and whether the keys were typed. A beginning of them is held until it is clear."""
+        if not self._keys:
+            return data, False
+        data = self._held + data
+        found = data.find(self._keys)
+        if found >= 0:
+            return data[:found], True
+        hold = next(n for n in range(min(len(self._keys) - 1, len(data)), -1, -1) if data.endswith(self._keys[:n]))
+        self._held = data[len(data) - hold :]
+        return data[: len(data) - hold], False
 
 
 def size() -> os.terminal_size:
@@ -87,11 +123,11 @@ def _resizes() -> Iterator[socket.socket]:
 class Attachment:
     """Moves bytes between this process's standard streams and a stream until that ends."""
 
-    def __init__(self, stream: Stream, *, terminal: bool, interactive: bool = True, detach_key: bytes = b"") -> None:
-        """Without `interactive` the command's input is empty. `detach_key` ends the attachment, not the command."""
+    def __init__(self, stream: Stream, *, terminal: bool, interactive: bool = True, detach_keys: bytes = b"") -> None:
+        """Without `interactive` the command's input is empty. `detach_keys` end the attachment, not the command."""
         self._stream = stream
         self._terminal = terminal
-        self._detach_key = detach_key
+        self._detach_keys = KeyWatch(detach_keys)
         self._input_open = interactive and _is_open(STDIN_FILENO)
         self._detached = False
         if not self._input_open:
@@ -136,12 +172,10 @@ class Attachment:
         except OSError:
             # EIO: the terminal has hung up.
             data = b""
-        if self._detach_key and self._detach_key in data:
-            data = data[: data.index(self._detach_key)]
-            self._detached = True
-        if data:
-            self._stream.send_input(data)
-        elif not self._detached:
+        typed, self._detached = self._detach_keys.take(data)
+        if typed:
+            self._stream.send_input(typed)
+        elif not data:
             self._input_open = False
             self._stream.end_input()
 

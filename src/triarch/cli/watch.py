@@ -25,13 +25,19 @@ if TYPE_CHECKING:
     from triarch.client import Client
 
 
-@click.command("logs", epilog=examples("triarch logs web", "triarch logs -f web"))
+@click.command(
+    "logs", epilog=examples("triarch logs web", "triarch logs -f --tail 10 web", "triarch logs --since 2h web")
+)
 @machine_argument()
 @click.option("-f", "--follow", is_flag=True, help="Go on until the machine stops.")
+@click.option("--since", metavar="WHEN", help="What was written since: 10m (ago), or a date and time (UTC).")
+@click.option(
+    "-n", "--tail", metavar="N", type=click.IntRange(min=0), help="At most the last N lines of what was kept."
+)
 @click.pass_obj
-def logs_command(session: Session, name: str, follow: bool) -> None:
+def logs_command(session: Session, name: str, follow: bool, since: str | None, tail: int | None) -> None:
     """Print a machine's console output."""
-    for piece in session.client.logs(name, follow=follow):
+    for piece in session.client.logs(name, follow=follow, since=since, tail=tail):
         terminal.write_all(terminal.STDOUT_FILENO, piece)
 
 

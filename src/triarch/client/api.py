@@ -30,7 +30,7 @@ from triarch.model.machine import (
 from triarch.model.operation import Operation
 from triarch.model.request import BuildTemplate, Check
 from triarch.model.server import ServerInfo
-from triarch.model.stream import FilesRequest, RunRequest
+from triarch.model.stream import ConsoleRequest, FilesRequest, RunRequest
 from triarch.model.template import Template
 
 if TYPE_CHECKING:
@@ -218,9 +218,20 @@ class Client:
         """What a running machine uses now. Raises `WrongState` when it does not run."""
         return self._get(f"{_machine(name)}/usage", Usage)
 
-    def logs(self, name: str, *, follow: bool = False) -> Iterator[bytes]:
-        """The machine's console output; with `follow` until it stops."""
-        return self._connection.stream("GET", f"{_machine(name)}/logs?follow={_flag(follow)}", None, None)
+    def logs(
+        self, name: str, *, follow: bool = False, since: str | None = None, tail: int | None = None
+    ) -> Iterator[bytes]:
+        """The machine's console output; with `follow` until it stops.
+
+        `since` is `10m` (ago) or a date and time, `tail` the most lines of what was kept.
+        """
+        from urllib.parse import quote
+
+        wishes = (f"&since={quote(since, safe='')}" if since is not None else "") + (
+            f"&tail={tail}" if tail is not None else ""
+        )
+        target = f"{_machine(name)}/logs?follow={_flag(follow)}{wishes}"
+        return self._connection.stream("GET", target, None, None)
 
     # -- operations
 
@@ -296,9 +307,9 @@ class Client:
         """Speak with the file server in a machine; `client.files` does."""
         return self._open(f"{_machine(name)}/files", request)
 
-    def console(self, name: str) -> Stream:
-        """Attach to a machine's console."""
-        return self._open(f"{_machine(name)}/console")
+    def console(self, name: str, request: ConsoleRequest | None = None) -> Stream:
+        """Attach to a machine's console; as many as want to may."""
+        return self._open(f"{_machine(name)}/console", request)
 
     def run(self, request: RunRequest) -> Stream:
         """Run a command in a throw-away machine; closing the stream early removes it."""

@@ -122,10 +122,13 @@ class Exec(Protocol):
 
 @runtime_checkable
 class Console(Protocol):
-    """Attach to the machine's own console."""
+    """Type into the machine's own console; what it says is in `spec.log_path`, as it comes."""
 
     async def console(self, spec: MachineSpec, stdio: Stdio) -> None:
-        """Return when the machine ends or the far end goes away."""
+        """Pass on what `stdio` reads, until that ends or the machine does not take it any more. Any number may type.
+
+        Nothing is written to `stdio`, and no reader of the console can hold the machine up.
+        """
         ...
 
 

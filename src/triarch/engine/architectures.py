@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable, Mapping
 
 from triarch.drivers import DRIVERS, HIDDEN, driver_factory
-from triarch.drivers.base import Driver, DriverFactory
-from triarch.errors import DriverUnavailable, Error
+from triarch.drivers.base import Driver, DriverFactory, capabilities_of
+from triarch.errors import DriverUnavailable, Error, Unsupported
 from triarch.model.driver import Architecture, DriverInfo, Observation
 from triarch.model.instance import Instance
 
@@ -45,6 +45,14 @@ class Architectures:
             factory = (self._factories or {}).get(name) or driver_factory(name)
             self._drivers[name] = factory(self._instance)
         return self._drivers[name]
+
+    def lacks(self, architecture: str, capability: str) -> Unsupported:
+        """The refusal for what this architecture cannot do, naming those that can."""
+        having = [name for name, driver in self.made().items() if capability in capabilities_of(driver)]
+        return Unsupported(
+            f"architecture '{architecture}' has no {capability}"
+            + (f"; it is there under {', '.join(having)}" if having else "")
+        )
 
     def made(self) -> Mapping[str, Driver]:
         return dict(self._drivers)

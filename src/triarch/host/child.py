@@ -47,11 +47,3 @@ class Child:
     def kill(self) -> None:
         """SIGKILL; an ended one is ignored."""
         self._process.kill()
-
-
-def kill_group_of(pid: int, number: int) -> None:
-    """Signal the process group that `pid` leads. A group that is gone is ignored."""
-    try:
-        os.killpg(pid, number)
-    except ProcessLookupError:
-        return

@@ -24,7 +24,7 @@ def open_inside(process: ProcessId, path: str, flags: int) -> int:
         if not is_alive(process):
             raise ProcessLookupError(3, "the machine has ended")
         resolve = _RESOLVE_NO_XDEV | _RESOLVE_NO_MAGICLINKS | _RESOLVE_IN_ROOT
-        how = struct.pack("=QQQ", flags | os.O_CLOEXEC | os.O_NOCTTY, 0, resolve)
+        how = struct.pack("=QQQ", flags | os.O_CLOEXEC, 0, resolve)
         fd: int = _libc.syscall(_SYS_OPENAT2, root_fd, os.fsencode(path), how, len(how))
         if fd < 0:
             number = ctypes.get_errno()
@@ -37,7 +37,7 @@ def open_inside(process: ProcessId, path: str, flags: int) -> int:
 def read_inside(process: ProcessId, path: str, max_bytes: int) -> bytes:
     """The beginning of a regular file; nothing where there is none. Raises `ProcessLookupError` for a machine's end."""
     try:
-        fd = open_inside(process, path, os.O_RDONLY | os.O_NONBLOCK)
+        fd = open_inside(process, path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY)
     except ProcessLookupError:
         raise
     except OSError:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -107,15 +108,12 @@ def find_by_argument(argument: str) -> tuple[ProcessId, ...]:
     return tuple(found)
 
 
-def session_members(pids: Iterable[int], leader: int) -> tuple[ProcessId, ...]:
-    """Those of `pids` that are in the session of `leader` (setsid(2))."""
+def members(pids: Iterable[int], number: int, number_of: Callable[[int], int]) -> tuple[ProcessId, ...]:
+    """Those of `pids` whose session (`os.getsid`) or process group (`os.getpgid`) has this number."""
     found = []
     for pid in pids:
         process = process_id(pid)
-        try:
-            session = os.getsid(pid)
-        except OSError:
-            continue
-        if process is not None and session == leader:
-            found.append(process)
+        with suppress(ProcessLookupError):
+            if process is not None and number_of(pid) == number:
+                found.append(process)
     return tuple(found)

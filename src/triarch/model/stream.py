@@ -1,11 +1,13 @@
 """The messages of a stream (exec, console, run) between client and daemon.
 
-The client's first message is JSON: `ExecRequest`, `RunRequest` or `{}`. After it, binary messages carry data: their
+The client's first message is JSON: `ExecRequest`, `RunRequest` or `ConsoleRequest`. After it, binary messages carry data: their
 first byte is the channel, the rest the bytes. Text messages are JSON: `Control` from the client, `Ending` once from the
 daemon, which then closes.
 """
 
 from __future__ import annotations
+
+from typing import Annotated
 
 import msgspec
 
@@ -21,6 +23,10 @@ NORMAL, RESTARTING, TOO_SLOW = 1000, 1012, 1013
 # Longer input is cut into several messages; the daemon refuses longer ones.
 MAX_DATA_BYTES = 64 << 10
 MAX_MESSAGE_BYTES = 1 << 20
+
+# What a console shows of the past.
+HISTORY_BYTES = 64 << 10
+MAX_HISTORY_BYTES = 32 << 20
 
 
 class RunRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +44,16 @@ class FilesRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """
 
     direct: bool = False
+
+
+class ConsoleRequest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Attach to a machine's console: `history_bytes` of what it said before come first, from the beginning of a line.
+
+    Any number may be attached; all of them see what it says, and all may type but those with `read_only`.
+    """
+
+    history_bytes: Annotated[int, msgspec.Meta(ge=0, le=MAX_HISTORY_BYTES)] = HISTORY_BYTES
+    read_only: bool = False
 
 
 class Control(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -24,6 +24,7 @@ from triarch.errors import Busy, MachineFailed, TimedOut, WrongState
 from triarch.model.driver import Data, ExecRequest, LayerFile, Resize
 from triarch.model.state import Status
 from triarch.testing.driver.fixtures import DriverFixtures, request
+from triarch.testing.driver.terminal import CheckConsole, CheckSessions
 from triarch.testing.driver_rig import IDLE, STUBBORN, TICKING, DriverRig, FarEnd, shell
 
 KILLED = 128 + 9
@@ -437,25 +438,7 @@ class CheckTerminal(DriverFixtures):
 
 
 class CheckStreams(DriverFixtures):
-    """The console, and machines whose command has the caller's input and output."""
-
-    async def test_the_console_shows_what_the_machine_says(self, rig: DriverRig) -> None:
-        driver, spec, far_end = rig.can_console, await rig.ready(TICKING), FarEnd(open_ended=True)
-        task = asyncio.create_task(driver.console(spec, far_end))
-        await far_end.until(b"tick", rig.seconds(20))
-        far_end.gone = True
-        async with asyncio.timeout(rig.seconds(20)):
-            with suppress(ConnectionError):
-                await task
-        assert await rig.status(spec) is Status.RUNNING
-
-    async def test_the_console_ends_with_the_machine(self, rig: DriverRig) -> None:
-        driver, spec, far_end = rig.can_console, await rig.ready(TICKING), FarEnd(open_ended=True)
-        task = asyncio.create_task(driver.console(spec, far_end))
-        await far_end.until(b"tick", rig.seconds(20))
-        await rig.driver.kill(spec)
-        async with asyncio.timeout(rig.seconds(20)):
-            await task
+    """Machines whose command has the caller's input and output."""
 
     async def test_attached_streams_and_code(self, rig: DriverRig) -> None:
         driver, spec = rig.can_attach, await rig.machine(shell("cat; echo err >&2; exit 3"))
@@ -553,6 +536,8 @@ class CheckPauseAndUsage(DriverFixtures):
 class CheckDriver(
     CheckPauseAndUsage,
     CheckStreams,
+    CheckConsole,
+    CheckSessions,
     CheckTerminal,
     CheckExec,
     CheckAdoption,

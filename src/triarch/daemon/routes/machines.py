@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Annotated
 
 from litestar import Response, delete, get, post
@@ -14,8 +15,10 @@ from litestar.response import Stream
 from triarch.daemon.problems import PreconditionFailed, problems
 from triarch.daemon.routes.operations import LOCATION, accepted
 from triarch.engine.engine import Engine
+from triarch.engine.logs import Beginning
 from triarch.model.driver import Usage
 from triarch.model.machine import CreateMachine, MachineView, RenameMachine, StopMachine, SwitchMachine
+from triarch.model.moment import parse_moment
 from triarch.model.names import MACHINE_NAME_PATTERN, check_machine_name
 from triarch.model.operation import Operation
 
@@ -23,6 +26,13 @@ Name = Annotated[str, Parameter(description="The machine's name", schema_extra={
 IfMatch = Annotated[
     str | None,
     Parameter(header="If-Match", required=False, description="Refuse unless this is still the machine's ETag"),
+]
+Since = Annotated[
+    str | None,
+    Parameter(description="Only what was written since: `10m` ago, or a date and time (to a second)", required=False),
+]
+Tail = Annotated[
+    int | None, Parameter(description="No more than this many of the lines that were kept", ge=0, required=False)
 ]
 TAGS = ["machines"]
 CHANGE_PROBLEMS = (404, 409, 412, 413, 422, 503)
@@ -177,11 +187,15 @@ async def machine_usage(engine: Engine, name: Name) -> Usage:
     operation_id="machine_logs",
     tags=TAGS,
     media_type="text/plain",
-    responses=problems(404),
+    responses=problems(400, 404),
 )
-async def machine_logs(engine: Engine, name: Name, follow: bool = False) -> Stream:
+async def machine_logs(
+    engine: Engine, name: Name, follow: bool = False, since: Since = None, tail: Tail = None
+) -> Stream:
     """The console output that was kept; with `follow` also what comes, until the machine stops."""
-    return Stream(engine.logs(check_machine_name(name), follow=follow), media_type="text/plain")
+    since_seconds = None if since is None else parse_moment(since, datetime.now(UTC)).timestamp()
+    beginning = Beginning(since_seconds=since_seconds, tail_lines=tail)
+    return Stream(engine.terminals.logs(check_machine_name(name), beginning, follow=follow), media_type="text/plain")
 
 
 HANDLERS = (

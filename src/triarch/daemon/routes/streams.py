@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from litestar import websocket
-from msgspec import Struct
 
 from triarch.daemon.streams import Socket, Wire, serve_stream
 from triarch.engine.engine import Engine
 from triarch.model.driver import ExecRequest
 from triarch.model.machine import Exit
 from triarch.model.names import check_machine_name
-from triarch.model.stream import RunRequest
-
-
-class ConsoleRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """Nothing to choose."""
+from triarch.model.stream import ConsoleRequest, RunRequest
 
 
 @websocket("/machines/{name:str}/exec")
@@ -22,7 +17,7 @@ async def exec_command(socket: Socket, engine: Engine, name: str) -> None:
     """Run a command in a running machine."""
 
     async def serve(request: ExecRequest, wire: Wire) -> Exit:
-        return await engine.exec(check_machine_name(name), request, wire)
+        return await engine.terminals.exec(check_machine_name(name), request, wire)
 
     await serve_stream(socket, ExecRequest, serve)
 
@@ -31,8 +26,8 @@ async def exec_command(socket: Socket, engine: Engine, name: str) -> None:
 async def console(socket: Socket, engine: Engine, name: str) -> None:
     """Attach to a machine's console."""
 
-    async def serve(_: ConsoleRequest, wire: Wire) -> None:
-        await engine.console(check_machine_name(name), wire)
+    async def serve(request: ConsoleRequest, wire: Wire) -> None:
+        await engine.terminals.console(check_machine_name(name), request, wire)
 
     await serve_stream(socket, ConsoleRequest, serve)
 

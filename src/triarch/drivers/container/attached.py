@@ -27,6 +27,36 @@ async def converse(attachment: Attachment, stdio: Stdio, files: RunFiles, *, tak
         attachment.close()
 
 
+async def type_into(stdio: Stdio, files: RunFiles, *, takes_input: bool) -> None:
+    """Pass input on to the console until it ends. The monitor is attached to once something is typed."""
+    attachment: Attachment | None = None
+    draining: asyncio.Task[None] | None = None
+    try:
+        while not isinstance(piece := await stdio.read(), EndOfInput):
+            if isinstance(piece, Resize):
+                resize_console(files, piece)
+            elif takes_input:
+                if attachment is None:
+                    attachment = await Attachment.open(files)
+                    draining = asyncio.create_task(_drain(attachment))
+                await attachment.send(piece.data)
+    except ConnectionError:
+        # The container has ended.
+        return
+    finally:
+        if draining is not None:
+            draining.cancel()
+            await asyncio.gather(draining, return_exceptions=True)
+        if attachment is not None:
+            attachment.close()
+
+
+async def _drain(attachment: Attachment) -> None:
+    """The monitor stands still, and its container, while an attached socket is full: what comes is in the log too."""
+    async for _ in attachment.output():
+        pass
+
+
 async def _deliver(attachment: Attachment, stdio: Stdio) -> None:
     async for stream, data in attachment.output():
         await stdio.write(stream, data)

@@ -7,7 +7,8 @@ import itertools
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,8 @@ from triarch.drivers.container.refusal import refusal
 from triarch.drivers.container.streams import copy_until, pipe_for_child, readable, write_all
 from triarch.errors import MachineFailed
 from triarch.host.cgroup import pids_in
-from triarch.host.child import Child, kill_group_of
-from triarch.host.pidfd import ProcessId, send_signal, session_members
+from triarch.host.child import Child
+from triarch.host.pidfd import ProcessId, members, send_signal
 from triarch.host.terminal import set_window_size
 from triarch.model.account import Account, NoSuchUser
 from triarch.model.driver import (
@@ -42,6 +43,7 @@ from triarch.model.machine import Exit
 
 _RUNTIME_FAILED = 255
 _HANGUP_SECONDS = 0.3
+_LOOK_SECONDS = 0.05
 _TERMINAL_SECONDS = 0.2
 _numbers = itertools.count()
 
@@ -165,10 +167,11 @@ class _Session:
             for fd, stream in self._outputs.items()
         ]
         feeding = asyncio.create_task(self._feed())
-        expiring = asyncio.create_task(self._expire())
+        expiring = asyncio.create_task(self._expire(ended))
         pending: set[asyncio.Task[Any]] = {ended, feeding, expiring, *outputs}
         try:
-            while pending - {feeding, expiring}:
+            # What has run out of time is over when all of its session is.
+            while pending - ({feeding} if self._expired else {feeding, expiring}):
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
@@ -193,40 +196,44 @@ class _Session:
             raise MachineFailed(f"cannot run a command in machine '{self._spec.machine.name}': {text}")
         return refused
 
-    async def _expire(self) -> None:
+    async def _expire(self, ended: asyncio.Future[int]) -> None:
         """End the command, and what it began in its session, once its time is over; then crun, should it hang."""
         if self._request.timeout_seconds is None:
             return
         await asyncio.sleep(self._request.timeout_seconds)
         self._expired = True
-        self._signal_session(signal.SIGTERM)
+        session = self._kin(os.getsid)
+        session.signal(signal.SIGTERM)
         # What is stopped does not end.
-        self._signal_session(signal.SIGCONT)
-        for _ in range(2):
-            await asyncio.sleep(TIMEOUT_GRACE_SECONDS)
-            self._signal_session(signal.SIGKILL)
+        session.signal(signal.SIGCONT)
+        deadline = time.monotonic() + TIMEOUT_GRACE_SECONDS
+        while session.signal(0) and time.monotonic() < deadline:
+            await asyncio.sleep(_LOOK_SECONDS)
+        session.signal(signal.SIGKILL)
+        await asyncio.wait((ended,), timeout=TIMEOUT_GRACE_SECONDS)
         self._child.kill()
-
-    def _signal_session(self, number: int) -> None:
-        pid_text = os.pread(self._pid_fd, 32, 0).strip()
-        if pid_text:
-            for process in session_members(pids_in(self._spec.cgroup), int(pid_text)):
-                send_signal(process, number)
 
     async def end(self) -> None:
         """The far end is gone: hang up, as a terminal would, then kill."""
         self._close_input()
         waiting = asyncio.create_task(self._child.wait())
-        pid_text = os.pread(self._pid_fd, 32, 0).strip()
-        if pid_text:
-            # crun is its parent and has not reaped it: the number cannot be another process's.
-            for number in (signal.SIGHUP, signal.SIGKILL):
-                if not waiting.done():
-                    kill_group_of(int(pid_text), number)
-                    await asyncio.wait((waiting,), timeout=_HANGUP_SECONDS)
+        # Not the session: what a shell put into the background is its own affair.
+        group = self._kin(os.getpgid)
+        for number in (signal.SIGHUP, signal.SIGKILL):
+            if not waiting.done() and group.signal(number):
+                await asyncio.wait((waiting,), timeout=_HANGUP_SECONDS)
         if not waiting.done():
             self._child.kill()
         await waiting
+
+    def _kin(self, number_of: Callable[[int], int]) -> _Kin:
+        """The command and those of its session or group. They are crun's, unless the command has a terminal."""
+        pid_text = os.pread(self._pid_fd, 32, 0).strip()
+        number = 0
+        with suppress(ProcessLookupError):
+            # crun is its parent and has not reaped it: the number cannot be another process's.
+            number = number_of(int(pid_text)) if pid_text else 0
+        return _Kin(self._spec.cgroup, number, number_of)
 
     async def _feed(self) -> None:
         while True:
@@ -252,6 +259,20 @@ class _Session:
         fd = os.memfd_create(name)
         self._stack.callback(os.close, fd)
         return fd
+
+
+class _Kin:
+    """Processes of the machine that are in one session or process group; 0 is none."""
+
+    def __init__(self, cgroup: str, number: int, number_of: Callable[[int], int]) -> None:
+        self._cgroup = cgroup
+        self._number = number
+        self._number_of = number_of
+
+    def signal(self, number: int) -> int:
+        """How many got it."""
+        found = members(pids_in(self._cgroup), self._number, self._number_of) if self._number else ()
+        return sum(send_signal(process, number) for process in found)
 
 
 @asynccontextmanager

@@ -8,16 +8,21 @@ from __future__ import annotations
 import asyncio
 import os
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
 
+from triarch.host.console_log import ConsoleLog, Mark
 from triarch.host.inotify import Inotify
 
-MAX_LOG_BYTES = 16 << 20
-_READ_BYTES = 1 << 20
-# Many writes in a row become one copy.
+_READ_BYTES = 256 << 10
+# Many writes in a row become one copy, and one turn copies so much at most, of all machines together: where that is too
+# little for a machine that talks without end, conmon begins its file anew and what was not copied is lost.
 _GATHER_SECONDS = 0.01
+_TURN_BYTES = 1 << 20
+_PAUSE_SECONDS = 0.05
+_SECOND = len("2026-01-02T03:04:05")
 
 
 class Position(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,7 +40,7 @@ class RunLog:
         self.source = self.directory / "console"
         # Not in the directory that is watched: each copy would wake its own watcher.
         self._position = Path(state_dir) / "conmon.position"
-        self._target = Path(log_path)
+        self._log = ConsoleLog(Path(log_path))
 
     def prepare(self) -> None:
         """Before a start: copy what an earlier run left, and begin an empty file."""
@@ -45,24 +50,30 @@ class RunLog:
         self._position.unlink(missing_ok=True)
         self.source.touch(mode=0o600)
 
-    def copy(self) -> None:
-        """Append all new whole lines to `log_path`. What a crash interrupts may appear twice, never not at all."""
+    def copy(self, limit_bytes: int | None = None) -> int:
+        """Append all new whole lines to `log_path`, or some more than `limit_bytes` of them; how much that was.
+
+        What a crash interrupts may appear twice, never not at all.
+        """
         try:
             source_fd = os.open(self.source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
-            return
+            return 0
+        copied = 0
         try:
             inode = os.fstat(source_fd).st_ino
             offset = self._offset_in(inode)
-            while data := os.pread(source_fd, _READ_BYTES, offset):
+            while (limit_bytes is None or copied <= limit_bytes) and (data := os.pread(source_fd, _READ_BYTES, offset)):
                 whole = data[: data.rfind(b"\n") + 1]
                 if not whole:
                     break
-                self._append(plain(whole))
+                self._log.append(*plain(whole))
                 offset += len(whole)
+                copied += len(whole)
                 self._position.write_bytes(msgspec.json.encode(Position(inode=inode, offset_bytes=offset)))
         finally:
             os.close(source_fd)
+        return copied
 
     def finish(self) -> None:
         """After the end of a run: copy the rest, and remove conmon's file."""
@@ -79,24 +90,26 @@ class RunLog:
                 return position.offset_bytes
         return 0
 
-    def _append(self, data: bytes) -> None:
-        if self._target.exists() and self._target.stat().st_size + len(data) > MAX_LOG_BYTES:
-            # One predecessor is kept: a machine that talks without end must not fill the host's disk.
-            self._target.replace(self._target.with_suffix(".log.1"))
-        target_fd = os.open(self._target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(target_fd, "wb") as target:
-            target.write(data)
 
+def plain(lines: bytes) -> tuple[bytes, tuple[Mark, ...]]:
+    """The output in whole lines of a k8s-file, and when it was written, to the second (pure).
 
-def plain(lines: bytes) -> bytes:
-    """The output in whole lines of a k8s-file: `DATE STREAM F|P TEXT`, where P says that no newline followed (pure)."""
-    out = []
+    A line is `DATE STREAM F|P TEXT`, where P says that no newline followed.
+    """
+    out: list[bytes] = []
+    marks: list[Mark] = []
+    size, second = 0, b""
     for line in lines.split(b"\n")[:-1]:
         parts = line.split(b" ", 3)
         if len(parts) < 4:
             continue
+        if parts[0][:_SECOND] != second:
+            with suppress(ValueError):
+                marks.append(Mark(size, datetime.fromisoformat(parts[0].decode("ascii", "replace")).timestamp()))
+                second = parts[0][:_SECOND]
         out.append(parts[3] if parts[2].startswith(b"P") else parts[3] + b"\n")
-    return b"".join(out)
+        size += len(out[-1])
+    return b"".join(out), tuple(marks)
 
 
 class LogPump:
@@ -142,8 +155,17 @@ class LogPump:
     def _copy_changed(self) -> None:
         self._gathering = None
         changed, self._changed = self._changed, set()
+        room = _TURN_BYTES
         for watch in changed:
-            if watch in self._logs:
+            if room <= 0:
+                # These first, the next time.
+                self._changed.add(watch)
+            elif watch in self._logs:
                 # A full disk must not end the pump: the rest is copied when there is room.
                 with suppress(OSError):
-                    self._logs[watch].copy()
+                    copied = self._logs[watch].copy(min(room, _TURN_BYTES // len(changed)))
+                    room -= copied
+                    if copied > _TURN_BYTES // len(changed):
+                        self._changed.add(watch)
+        if self._changed:
+            self._gathering = asyncio.get_running_loop().call_later(_PAUSE_SECONDS, self._copy_changed)

@@ -20,6 +20,7 @@ from triarch.drivers.base import FREEZE_SECONDS, Stdio, capabilities_of
 from triarch.drivers.fake.host import KILLED, FakeHost, FakeMachine
 from triarch.drivers.fake.shell import Forever, Output, Plan, Program, Read, Shell, Sleep, plan
 from triarch.errors import Damaged, InUse, Invalid, MachineFailed, TimedOut, WrongState
+from triarch.host.console_log import append_now
 from triarch.model.account import NoSuchUser, find_account, parse_user
 from triarch.model.device import HardwareInfo
 from triarch.model.driver import (
@@ -29,6 +30,7 @@ from triarch.model.driver import (
     DriverInfo,
     EndOfInput,
     ExecRequest,
+    Input,
     Kind,
     MachineSpec,
     Observation,
@@ -96,8 +98,7 @@ class FakeDriver:
         course = _plan(spec)
         log = Path(spec.log_path)
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
-            file.write(course.output)
+        append_now(log, course.output)
         now = asyncio.get_running_loop().time()
         machine = FakeMachine(
             uuid=spec.uuid,
@@ -203,13 +204,13 @@ class FakeDriver:
             self._alive.discard(shell.pid)
 
     async def console(self, spec: MachineSpec, stdio: Stdio) -> None:
-        """Plays the command's output from its beginning."""
+        """Performs the machine's command once more, for who types: what it says then is logged."""
         self._need_running(spec, "console")
         shell = Shell(environment=spec.machine.environment)
         system = spec.machine.init is Init.SYSTEM
-        program = shell.run_init() if system else shell.run(spec.command)
-        if await self._while_on(spec, _perform(shell, program, stdio)) != HANG_UP:
-            await self._until_off(spec)
+        program = shell.run_login() if system else shell.run(spec.command)
+        logged = _OnLog(stdio, Path(spec.log_path), known_bytes=len(_plan(spec).output))
+        await self._while_on(spec, _perform(shell, program, logged))
 
     async def start_attached(self, spec: MachineSpec, stdio: Stdio, terminal: Resize | None) -> Exit:
         await self._begin(spec, attached=True)
@@ -324,6 +325,23 @@ def _plan(spec: MachineSpec) -> Plan:
     if spec.machine.init is Init.APP and not spec.command:
         raise MachineFailed(f"cannot start machine '{spec.machine.name}': it has no command to run")
     return plan(spec.command, spec.machine.init, spec.machine.environment)
+
+
+class _OnLog:
+    """The input of a far end, and output to a log, which knows the first `known_bytes` of it already."""
+
+    def __init__(self, stdio: Stdio, path: Path, *, known_bytes: int) -> None:
+        self._stdio = stdio
+        self._path = path
+        self._known_bytes = known_bytes
+
+    async def read(self) -> Input:
+        return await self._stdio.read()
+
+    async def write(self, stream: Stream, data: bytes) -> None:
+        new = data[self._known_bytes :]
+        self._known_bytes = max(0, self._known_bytes - len(data))
+        append_now(self._path, new)
 
 
 async def _perform(shell: Shell, program: Program, stdio: Stdio) -> Exit:

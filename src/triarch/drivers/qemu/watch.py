@@ -9,17 +9,15 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from triarch.drivers.qemu.log import bound_log
 from triarch.drivers.qemu.run import Record, Run
 from triarch.errors import TimedOut, Unavailable
 from triarch.host import cgroup
+from triarch.host.console_log import STEP_SECONDS, ConsoleLog
 from triarch.host.pidfd import ProcessId, open_process, send_signal
 from triarch.host.spawn import reap
 from triarch.model.driver import Observation
 
 _KILL_SECONDS = 30.0
-# How often the logs of live machines are looked after.
-_LOG_SECONDS = 10.0
 _GROUP_TRIES, _GROUP_PAUSE_SECONDS = 100, 0.01
 
 
@@ -31,6 +29,7 @@ class Watch:
     record: Record
     process: ProcessId
     pidfd: int
+    log: ConsoleLog
     starting: bool = False
     ended: asyncio.Future[Observation] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -55,7 +54,8 @@ class Watches:
         pidfd = open_process(process)
         if pidfd is None:
             return None
-        watch = self._watches[record.uuid] = Watch(run, record, process, pidfd, starting)
+        log = ConsoleLog(Path(record.log_path))
+        watch = self._watches[record.uuid] = Watch(run, record, process, pidfd, log, starting)
         asyncio.get_running_loop().add_reader(pidfd, self._settle, watch)
         if self._next_look is None:
             self._look_after_logs()
@@ -80,12 +80,12 @@ class Watches:
             ) from error
 
     def _look_after_logs(self) -> None:
-        """A machine that talks without end must not fill the host's disk. Sleeps while none lives."""
+        """What machines say is dated, and a machine that talks without end must not fill the disk."""
         for watch in self._watches.values():
             with suppress(OSError):
-                bound_log(Path(watch.record.log_path))
+                watch.log.look_after()
         later = asyncio.get_running_loop().call_later
-        self._next_look = later(_LOG_SECONDS, self._look_after_logs) if self._watches else None
+        self._next_look = later(STEP_SECONDS, self._look_after_logs) if self._watches else None
 
     def close(self) -> None:
         """Look no longer; the machines run on."""
@@ -101,6 +101,8 @@ class Watches:
         if self._watches.pop(watch.record.uuid, None) is None:
             return
         self._drop(watch)
+        with suppress(OSError):
+            watch.log.look_after()
         reap(watch.process.pid)
         watch.run.remove_sockets()
         watch.ended.set_result(watch.run.ending(watch.record))
