@@ -11,6 +11,7 @@ import msgspec
 
 from triarch.drivers.base import Driver
 from triarch.engine.cards import check_host_port, ports_of
+from triarch.engine.first_boot import FirstBootWork
 from triarch.engine.services import Services
 from triarch.model.device import VolumeDevice
 from triarch.model.driver import MachineSpec, Observation
@@ -38,6 +39,15 @@ class MachineActions:
     @property
     def driver(self) -> Driver:
         return self.services.driver(self.current)
+
+    @property
+    def boots_first(self) -> bool:
+        """Whether the first boot's work was still to be done when the operation began."""
+        return self.machine.first_boot is not None and not self.machine.first_booted
+
+    @property
+    def first_boot(self) -> FirstBootWork:
+        return FirstBootWork(self.services, self)
 
     @property
     def spec(self) -> MachineSpec:

@@ -63,7 +63,9 @@ def start_steps(machine: MachineActions, restarts: int = 0) -> tuple[Step, ...]:
         *((Step("dependencies", machine.need_dependencies),) if machine.machine.depends_on else ()),
         Step("prepare", machine.prepare),
         Step("network", machine.plug, machine.unplug),
+        *((Step("seed", machine.first_boot.seed),) if machine.boots_first else ()),
         Step("boot", machine.boot, machine.end_run),
+        *((Step("first-boot", machine.first_boot.run),) if machine.boots_first else ()),
         Step("running", running, back_to_stopped, commits=True),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from triarch.engine.first_boot import check_first_boot
 from triarch.engine.order import check_dependencies
 from triarch.engine.probe import check_health
 from triarch.engine.services import Services
@@ -26,6 +27,7 @@ def check_policies(services: Services, machine: Machine) -> None:
     Raises `Invalid`.
     """
     check_health(machine)
+    check_first_boot(machine.name, machine.first_boot, services.template_of(machine))
     if machine.ephemeral and machine.restart is not RestartPolicy.NO:
         raise Invalid(f"machine '{machine.name}' is deleted when it stops, so it cannot be restarted then")
     check_dependencies((kept.value for kept in services.machines.all()), machine)

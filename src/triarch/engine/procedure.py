@@ -16,6 +16,7 @@ import msgspec
 
 from triarch.engine.failpoint import failpoint
 from triarch.engine.journal import Journal, JournalRecord
+from triarch.errors import Error
 
 Action = Callable[[], Awaitable[None]]
 
@@ -28,6 +29,14 @@ class Step:
     do: Action
     undo: Action | None = None
     commits: bool = False
+
+
+class LetStand(Exception):
+    """A step raises it to fail its operation with `error` and yet have nothing undone."""
+
+    def __init__(self, error: Error) -> None:
+        super().__init__(error.message)
+        self.error = error
 
 
 class Procedure(Protocol):
@@ -72,6 +81,8 @@ async def execute(
             failpoint(procedure.verb, step.name, "before")
             await step.do()
             failpoint(procedure.verb, step.name, "after")
+    except LetStand as failure:
+        raise failure.error from failure.__cause__
     except BaseException:
         if abandoned():
             raise

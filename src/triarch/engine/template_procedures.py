@@ -99,6 +99,7 @@ class MakeTemplate(TemplateProcedure):
             command=draft.command,
             environment=draft.environment,
             os_name=draft.os_name,
+            cloud_init=draft.cloud_init,
             created_at=datetime.now(UTC),
             source=draft.source,
         )

@@ -34,7 +34,8 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     """A named tree at one patch level.
 
     `digest` addresses the whole (sha256 over the layers' digests, lowest first; see `template_digest`).
-    `command` is what an `app` machine runs when it is given nothing else.
+    `command` is what an `app` machine runs when it is given nothing else. `cloud_init`: it carries cloud-init, which
+    then does the first boot's work.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     command: tuple[str, ...] = ()
     environment: dict[str, str] = {}
     os_name: str = ""
+    cloud_init: bool = False
     created_at: datetime
     source: str = ""
 

@@ -111,6 +111,7 @@ async def build_tree(request: BuildTemplate, workspace: Path, progress: Report) 
         init=request.init,
         command=(facts.shell,) if request.init is Init.APP and facts.shell else (),
         os_name=facts.os_name,
+        cloud_init=facts.cloud_init,
         source=f"mmdebstrap {request.suite}" + (f" + {' '.join(request.packages)}" if request.packages else ""),
     )
 

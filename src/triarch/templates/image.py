@@ -44,6 +44,7 @@ class TreeDraft(msgspec.Struct, frozen=True, kw_only=True):
     environment: dict[str, str] = {}
     os_name: str = ""
     source: str = ""
+    cloud_init: bool = False
 
 
 class TreeFacts(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +53,7 @@ class TreeFacts(msgspec.Struct, frozen=True, kw_only=True):
     init: Init
     os_name: str
     shell: str | None
+    cloud_init: bool = False
 
 
 class Metered:
@@ -169,6 +171,7 @@ def look_at(tree: Tree, writer: ErofsWriter) -> TreeFacts:
         init=Init.SYSTEM if _has_init(tree) else Init.APP,
         os_name=os_name(tree, writer),
         shell=next((f"/{shell}" for shell in shells if file_at(tree, shell) is not None), None),
+        cloud_init=file_at(tree, "usr/bin/cloud-init") is not None,
     )
 
 

@@ -30,5 +30,10 @@ async def import_tree(
     facts = await make_image(archive, image, limits=limits or Limits(), report=report)
     command = (facts.shell,) if facts.init is Init.APP and facts.shell else ()
     return TreeDraft(
-        image=image, init=facts.init, command=command, os_name=facts.os_name, source=f"import of {archive.name}"
+        image=image,
+        init=facts.init,
+        command=command,
+        os_name=facts.os_name,
+        source=f"import of {archive.name}",
+        cloud_init=facts.cloud_init,
     )
