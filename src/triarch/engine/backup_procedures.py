@@ -131,13 +131,9 @@ class Export(Procedure):
             )
         spool = spool_of(self.services)
         draft = spool.draft(arguments.backup)
-        await in_thread(
-            self._cancelled, lambda: write_backup(draft, manifest, files, self._tell(), self._cancelled.is_set)
-        )
+        tell = teller(self.services, self.target, "write")
+        await in_thread(self._cancelled, lambda: write_backup(draft, manifest, files, tell, self._cancelled.is_set))
         spool.publish(arguments.backup)
-
-    def _tell(self) -> Callable[[str, float | None], None]:
-        return teller(self.services, self.target, "write")
 
     async def _discard(self) -> None:
         spool_of(self.services).remove(self.arguments.backup)
