@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
-from triarch.cli.app import EXIT_ERROR, complain, unknown_command
+from triarch.cli import exit_codes
+from triarch.cli.app import complain, unknown_command
 from triarch.cli.output import Column, output_option, plain, print_rows
 from triarch.cli.progress import FRAME_SECONDS, QUIET_SECONDS
 from triarch.cli.session import Session
@@ -123,7 +124,7 @@ def _tell(outcome: Outcome) -> int:
         complain(error.message, error.hint)
     if len(outcome.errors) > _SHOWN_SKIPS:
         complain(f"{len(outcome.errors) - _SHOWN_SKIPS} more could not be copied", None)
-    return EXIT_ERROR if outcome.errors else 0
+    return exit_codes.ERROR if outcome.errors else 0
 
 
 class ModeType(click.ParamType[int]):

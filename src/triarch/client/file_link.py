@@ -15,6 +15,7 @@ from typing import Protocol
 from triarch.client.stream import Stream
 from triarch.errors import DaemonUnavailable, Damaged, TimedOut
 from triarch.model.file_protocol import (
+    MAX_BULK_BYTES,
     MAX_DATA_BYTES,
     FileEntry,
     FileFault,
@@ -168,14 +169,15 @@ class FileLink:
             self.send(bytes(piece))
 
     def data_from(self, fd: int, offset: int, size_bytes: int) -> int:
-        """As `data`, at most `MAX_DATA_BYTES` of an open file; how many it had. The kernel moves them if it can."""
+        """As `data`, some of an open file; how many bytes it had. The kernel moves them if it can."""
         if self._connection is None or size_bytes < MAX_DATA_BYTES:
             data = os.pread(fd, min(size_bytes, MAX_DATA_BYTES), offset)
             self.data(offset, data)
             return len(data)
-        self.send(data_header(offset, MAX_DATA_BYTES))
+        size_bytes = min(size_bytes, MAX_BULK_BYTES)
+        self.send(data_header(offset, size_bytes))
         self.flush()
-        end = offset + MAX_DATA_BYTES
+        end = offset + size_bytes
         while offset < end:
             try:
                 sent = os.sendfile(self._carrier.fileno(), fd, offset, end - offset)
@@ -187,7 +189,7 @@ class FileLink:
                 self._send_all(memoryview(bytes(end - offset)))
                 break
             offset += sent
-        return MAX_DATA_BYTES
+        return size_bytes
 
     def end(self, size_bytes: int) -> None:
         self.send(finish_request(size_bytes))

@@ -298,8 +298,10 @@ class Writer:
             _unlink(self._partial, self._file_parent)
 
     def _mode(self, entry: FileEntry) -> int:
-        kept = _PERMISSIONS if self._trusted else _HARMLESS_PERMISSIONS
-        if entry.mode & ~kept and entry.kind is FileKind.FILE:
+        # On a directory these bits give nobody rights.
+        harmless = self._trusted or entry.kind is FileKind.DIRECTORY
+        kept = _PERMISSIONS if harmless else _HARMLESS_PERMISSIONS
+        if entry.mode & ~kept:
             self.disarmed += 1
         return entry.mode & kept
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import BinaryIO
 
+import msgspec
+
 from triarch.client.file_faults import error_of_fault
 from triarch.client.file_link import FileLink
 from triarch.client.file_local import RESUMABLE_BYTES, Report, Transfer, Writer, partial_name, sha256_of, tag_of
@@ -45,6 +47,11 @@ class Pull:
         self.skipped: list[Skipped] = []
         self.disarmed = 0
         self._last: FileEntry | None = None
+        self._source = b""
+
+    def _named(self, path: bytes) -> str:
+        """An object of the tree as people know it."""
+        return self._machine + os.fsdecode(self._source.rstrip(b"/") + (b"/" + path if path else b""))
 
     def look(self, source: bytes, *, follow: bool) -> FileEntry:
         """What is at a path. Raises `NotFound` and others."""
@@ -59,6 +66,7 @@ class Pull:
     def tree(self, source: bytes, directory: bytes, name: bytes, *, recursive: bool) -> None:
         """Copy to `name` in the local `directory`. Raises `Invalid` for a directory without `recursive`."""
         found = self.look(source, follow=not recursive)
+        self._source = source
         if found.kind is FileKind.DIRECTORY and not recursive:
             raise Invalid(
                 f"'{self._machine}{os.fsdecode(source)}' is a directory",
@@ -105,7 +113,7 @@ class Pull:
                         raise Damaged(f"the file server sent {kind.name} in the middle of a tree")
             except OSError as error:
                 writer.fail()
-                name = "" if self._last is None else self._last.name
+                name = self._named(b"" if self._last is None else self._last.path)
                 self.skipped.append(Skipped(name=name, reason=(error.strerror or str(error)).lower()))
 
     def _entry(self, writer: Writer, entry: FileEntry, partial: bytes | None, offset: int) -> None:
@@ -116,7 +124,7 @@ class Pull:
             writer.begin(entry, partial if is_top else None, offset if is_top else 0)
             return
         if entry.kind in _KINDS_NOT_MADE:
-            self.skipped.append(Skipped(name=entry.name, reason="devices and sockets are not copied"))
+            self.skipped.append(Skipped(name=self._named(entry.path), reason="devices and sockets are not copied"))
             return
         writer.make(entry)
         self.transfer.files += entry.kind is not FileKind.DIRECTORY
@@ -131,13 +139,14 @@ class Pull:
             self._report(self.transfer)
             if size_bytes < entry.size_bytes:
                 reason = f"it was cut while it was read: {size_bytes} of {entry.size_bytes} bytes are here"
-                self.skipped.append(Skipped(name=entry.name, reason=reason))
+                self.skipped.append(Skipped(name=self._named(entry.path), reason=reason))
 
     def _fault(self, fault: FileFault) -> None:
         if fault.number == _EXDEV:
-            self.skipped.append(Skipped(name=os.fsdecode(fault.path), reason="it belongs to the kernel"))
+            self.skipped.append(Skipped(name=self._named(fault.path), reason="it belongs to the kernel"))
         else:
-            self.faults.append(fault)
+            path = fault.path if fault.path.startswith(b"/") else self._source.rstrip(b"/") + b"/" + fault.path
+            self.faults.append(msgspec.structs.replace(fault, path=path.rstrip(b"/")))
 
     def _resumed_at(self, source: bytes, partial: bytes, parent_fd: int, size_bytes: int) -> int:
         """How much of this very file an interrupted copy has left here."""

@@ -39,6 +39,8 @@ from triarch.errors import Damaged
 
 VERSION = 1
 MAX_DATA_BYTES = 256 << 10
+# DATA that is sent to the server may be longer: it goes to the file without a stop.
+MAX_BULK_BYTES = 1 << 20
 MAX_FRAME_BYTES = MAX_DATA_BYTES + (16 << 10)
 # More is not read of a file that says it is empty (as those in /proc do).
 MAX_UNSIZED_BYTES = 1 << 20

@@ -8,10 +8,13 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/stat.h>
+#include <sys/types.h>
 
 #define FILES_VERSION 1
 #define FILES_MAX_DATA_BYTES (256 << 10)
 #define FILES_MAX_FRAME_BYTES (FILES_MAX_DATA_BYTES + (16 << 10))
+/* DATA that is sent to the server need not fit into memory: it may go from the socket to the file as it is. */
+#define FILES_MAX_BULK_BYTES (1 << 20)
 /* Some files of the kernel have no size and some have no end: more is not read of what says it is empty. */
 #define FILES_MAX_UNSIZED_BYTES (1 << 20)
 #define FILES_PARTIAL_NAME ".triarch-%016llx.partial"
@@ -63,6 +66,9 @@ struct files_frame {
 
 void wire_open(int in, int out);
 bool wire_next(struct files_frame *frame); /* false at the end of input */
+size_t wire_left(void);                             /* what is left of a DATA's payload: */
+const uint8_t *wire_piece(size_t *size);            /* take some of it, or leave when there is none any more, */
+ssize_t wire_splice(int file, uint64_t offset);     /* or move some: 0 when that cannot be, -1 when the file failed */
 void wire_flush(void);
 void wire_begin(uint8_t type);
 void wire_end(void);
@@ -90,7 +96,7 @@ void tree_remove(const char *path, uint32_t flags);
 
 /* put.c */
 void put_entry(const struct files_entry *entry);
-void put_data(uint64_t offset, const uint8_t *data, size_t size);
+void put_data(uint64_t offset);
 void put_finish(uint64_t size);
 void put_abandon(void);
 

@@ -93,6 +93,12 @@ static int dress(int fd, const struct files_entry *entry) {
     return futimens(fd, times) ? errno : 0;
 }
 
+/* Not for nothing: ext4 writes a file out at its close when it was ever cut to nothing (auto_da_alloc, ext4(5)). */
+static bool resize(uint64_t size) {
+    struct stat status;
+    return !fstat(put.file, &status) && ((uint64_t)status.st_size == size || !ftruncate(put.file, (off_t)size));
+}
+
 static void begin_file(const struct files_entry *entry) {
     put.entry = *entry;
     memcpy(put.xattrs, entry->xattrs, entry->xattrs_size);
@@ -116,26 +122,37 @@ static void begin_file(const struct files_entry *entry) {
             return fail(EAGAIN);
         }
     }
-    if (ftruncate(put.file, (off_t)entry->offset))
+    if (!resize(entry->offset))
         fail(errno);
 }
 
-void put_data(uint64_t offset, const uint8_t *data, size_t size) {
-    while (put.file >= 0 && size) {
-        ssize_t done = pwrite(put.file, data, size, (off_t)offset);
-        if (done < 0 && errno == EINTR)
-            continue;
-        if (done < 0)
-            return fail(errno);
-        data += done;
-        offset += (uint64_t)done;
-        size -= (size_t)done;
+/* What comes for a file that has failed is taken and thrown away. */
+void put_data(uint64_t offset) {
+    while (wire_left()) {
+        ssize_t moved = put.file >= 0 ? wire_splice(put.file, offset) : 0;
+        size_t size = 0;
+        const uint8_t *piece = moved ? NULL : wire_piece(&size);
+        offset += moved > 0 ? (uint64_t)moved : 0;
+        while (put.file >= 0 && size) {
+            ssize_t done = pwrite(put.file, piece, size, (off_t)offset);
+            if (done < 0 && errno == EINTR)
+                continue;
+            if (done < 0) {
+                moved = -1;
+                break;
+            }
+            piece += done;
+            offset += (uint64_t)done;
+            size -= (size_t)done;
+        }
+        if (moved < 0)
+            fail(errno);
     }
 }
 
 void put_finish(uint64_t size) {
     if (put.file >= 0) {
-        int number = ftruncate(put.file, (off_t)size) ? errno : dress(put.file, &put.entry);
+        int number = resize(size) ? dress(put.file, &put.entry) : errno;
         if (!number && renameat(put.parent, put.partial, put.parent, put.name))
             number = errno;
         if (number)

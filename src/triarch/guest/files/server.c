@@ -42,8 +42,7 @@ static void serve(struct files_frame *frame) {
     uint64_t number = 0;
     uint32_t flags = 0;
     if (frame->type == FILES_DATA) {
-        number = take_number(frame, 8);
-        put_data(number, frame->at, (size_t)(frame->end - frame->at));
+        put_data(take_number(frame, 8));
         return;
     }
     if (frame->type == FILES_FINISH) {

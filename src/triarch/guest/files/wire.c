@@ -3,16 +3,21 @@
 #include "files.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <string.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
 #define HEAD 5
+#define SPLICE_BYTES (64 << 10)
 
 static int in_fd, out_fd;
 static uint8_t input[1 << 20], output[2 * (FILES_MAX_FRAME_BYTES + HEAD)];
-static size_t in_start, in_end, out_used, frame_start;
+static size_t in_start, in_end, out_used, frame_start, left;
+/* While large pieces come, no more is read than has to be: what is in the buffer cannot be spliced. */
+static bool bulk;
+static int between[2] = {-1, -1}; /* the pipe that splice(2) needs */
 
 void wire_open(int in, int out) {
     in_fd = in;
@@ -35,7 +40,7 @@ static bool fill(size_t size) {
     }
     while (in_end - in_start < size) {
         wire_flush(); /* whoever waits for an answer may not send more */
-        ssize_t got = read(in_fd, input + in_end, sizeof input - in_end);
+        ssize_t got = read(in_fd, input + in_end, bulk ? size - (in_end - in_start) : sizeof input - in_end);
         if (got < 0 && errno == EINTR)
             continue;
         if (got <= 0)
@@ -51,12 +56,75 @@ bool wire_next(struct files_frame *frame) {
     if (!fill(HEAD))
         return false;
     size_t size = number_at(input + in_start + 1, 4);
-    if (size > FILES_MAX_FRAME_BYTES || !fill(HEAD + size))
+    bool is_data = input[in_start] == FILES_DATA;
+    if (is_data && size >= 8 && size <= FILES_MAX_BULK_BYTES + 8) {
+        left = size - 8; /* comes piece by piece */
+        bulk = left > FILES_MAX_DATA_BYTES;
+        size = 8;
+    } else if (is_data || size > FILES_MAX_FRAME_BYTES) {
+        return false;
+    } else {
+        bulk = false;
+    }
+    if (!fill(HEAD + size))
         return false;
     *frame = (struct files_frame){.type = input[in_start], .at = input + in_start + HEAD};
     frame->end = frame->at + size;
     in_start += HEAD + size;
     return true;
+}
+
+size_t wire_left(void) {
+    return left;
+}
+
+const uint8_t *wire_piece(size_t *size) {
+    if (in_start == in_end) {
+        in_start = in_end = 0;
+        if (!fill(bulk && left < SPLICE_BYTES ? left : 1))
+            files_leave(0);
+    }
+    *size = in_end - in_start < left ? in_end - in_start : left;
+    in_start += *size;
+    left -= *size;
+    return input + in_start - *size;
+}
+
+static bool open_pipe(void) {
+    if (between[0] >= 0)
+        return true;
+    if (pipe2(between, O_CLOEXEC))
+        return false;
+    fcntl(between[0], F_SETPIPE_SZ, FILES_MAX_BULK_BYTES);
+    return true;
+}
+
+ssize_t wire_splice(int file, uint64_t offset) {
+    static bool refused;
+    if (refused || in_start != in_end || left < SPLICE_BYTES || !open_pipe())
+        return 0;
+    ssize_t got = splice(in_fd, NULL, between[1], NULL, left, 0);
+    if (got <= 0) {
+        refused = got < 0 && errno == EINVAL; /* neither pipe nor socket */
+        return 0;
+    }
+    left -= (size_t)got;
+    loff_t at = (loff_t)offset;
+    for (ssize_t moved = 0; moved < got;) {
+        ssize_t done = splice(between[0], NULL, file, &at, (size_t)(got - moved), 0);
+        if (done < 0 && errno == EINTR)
+            continue;
+        if (done <= 0) {
+            int number = done ? errno : ENOSPC;
+            close(between[0]);
+            close(between[1]);
+            between[0] = between[1] = -1;
+            errno = number;
+            return -1;
+        }
+        moved += done;
+    }
+    return got;
 }
 
 void wire_flush(void) {
