@@ -229,7 +229,7 @@ class ContainerDriver:
             await stdio.write(Stream.STDERR, f"{error.message}\n".encode())
             return error.meaning
         try:
-            await converse(attachment, stdio, run.files, takes_input=True)
+            await converse(attachment, stdio, run.files, run.record.first, takes_input=True)
         except BaseException:
             run.kill()
             await asyncio.shield(run.put_away())

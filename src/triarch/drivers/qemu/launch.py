@@ -27,10 +27,10 @@ from triarch.host.locks import lock_file
 from triarch.host.pidfd import ProcessId
 from triarch.host.rights import rights
 from triarch.host.spawn import FIRST_FD, Detached, Identity, spawn
-from triarch.host.tap import open_tap
+from triarch.host.tap import open_macvtap, open_tap
 from triarch.model.driver import MachineSpec
 from triarch.model.machine import Machine
-from triarch.model.network import BridgeLink
+from triarch.model.network import BridgeLink, Link, MacvlanLink
 
 _OTHERS_READ = 0o004
 _INCOMING = ("-incoming", "defer")
@@ -127,9 +127,19 @@ def _wire(spec: MachineSpec, run: Run, config: GuestConfig, fds: _Descriptors, o
 
 
 def _tap(spec: MachineSpec, fds: _Descriptors) -> int | None:
-    if not isinstance(spec.link, BridgeLink):
-        return None
-    return fds.add(open_tap(spec.link.host_interface, spec.link.bridge))
+    fd = tap_of(spec.link)
+    return None if fd is None else fds.add(fd)
+
+
+def tap_of(link: Link) -> int | None:
+    """The descriptor of a card's tap, made and plugged in; None for a link that has none. Raises as `open_tap` does."""
+    match link:
+        case BridgeLink():
+            return open_tap(link.host_interface, link.bridge)
+        case MacvlanLink():
+            return open_macvtap(link.host_interface, link.parent, link.nic.mac)
+        case _:
+            return None
 
 
 def _open(path: Path, flags: int) -> int:

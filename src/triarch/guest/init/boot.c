@@ -121,20 +121,18 @@ static void find_disks(void) {
     DIR *disks = opendir("/sys/block");
     struct dirent *entry;
     while (disks && (entry = readdir(disks))) {
-        char path[300], device[32];
-        snprintf(device, sizeof device, "/dev/%.20s", entry->d_name);
-        snprintf(path, sizeof path, "/sys/block/%s/serial", entry->d_name);
-        if (strncmp(entry->d_name, "vd", 2) || access(device, F_OK))
-            continue;
-        char *serial = read_file(path, NULL);
+        char device[32];
         unsigned layer;
-        if (serial && !strcmp(serial, DELTA_SERIAL))
+        snprintf(device, sizeof device, "/dev/%.20s", entry->d_name);
+        if ((strncmp(entry->d_name, "vd", 2) && strncmp(entry->d_name, "sd", 2)) || access(device, F_OK))
+            continue;
+        const char *serial = disk_serial(entry->d_name);
+        if (!strcmp(serial, DELTA_SERIAL))
             strcpy(delta_device, device);
-        else if (serial && !strcmp(serial, MODULES_SERIAL))
+        else if (!strcmp(serial, MODULES_SERIAL))
             strcpy(modules_device, device);
-        else if (serial && sscanf(serial, LAYER_SERIAL "%u", &layer) == 1 && layer < MAX_LAYERS)
+        else if (sscanf(serial, LAYER_SERIAL "%u", &layer) == 1 && layer < MAX_LAYERS)
             strcpy(layer_device[layer], device);
-        free(serial);
     }
     if (disks)
         closedir(disks);
@@ -337,6 +335,8 @@ static void boot(void) {
     load_modules("/modules/base");
     if (uses_pmem())
         load_modules("/modules/pmem");
+    if (config("emulated", 0))
+        load_modules("/modules/emulated");
     if (config("network", 0) || config("card", 0))
         load_modules("/modules/network");
     if (!app)

@@ -7,11 +7,13 @@
  *   card TEXT                   a network card, as the configuration has it
  *   unmount PATH                let go of a volume or folder
  *   release NAME                let go of a disk
+ *   hardware                    tell, as `key value` lines, how the kernel knows its hypervisor and whose drivers it has
  * Exit codes of a request: 0, BUSY where the machine still uses it, FAILED with the reason on standard error.
  */
 #define _GNU_SOURCE
 #include "guest.h"
 
+#include <cpuid.h>
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -40,20 +42,35 @@ static int fail(const char *format, ...) {
     return FAILED;
 }
 
+/* Of a virtio disk from its own file, of a SATA one from the page that SCSI has for it (4 bytes of head, then spaces). */
+const char *disk_serial(const char *disk) {
+    static char serial[64];
+    char path[300];
+    size_t size = 0, head = 0;
+    snprintf(path, sizeof path, "/sys/block/%s/serial", disk);
+    char *text = read_file(path, &size);
+    if (!text) {
+        snprintf(path, sizeof path, "/sys/block/%s/device/vpd_pg80", disk);
+        text = read_file(path, &size);
+        head = 4;
+    }
+    *serial = 0;
+    if (text && size > head)
+        snprintf(serial, sizeof serial, "%s", strtok(text + head, " \n") ?: "");
+    free(text);
+    return serial;
+}
+
 /* The node of the disk with this serial, which may be a moment away; NULL if it does not come. */
 static const char *find_disk(const char *serial) {
     static char node[64];
-    char path[300];
     for (int waited = 0; waited < WAIT_MS; waited += POLL_MS) {
         DIR *disks = opendir("/sys/block");
         struct dirent *entry;
         bool found = false;
         while (disks && !found && (entry = readdir(disks))) {
-            snprintf(path, sizeof path, "/sys/block/%s/serial", entry->d_name);
-            char *text = entry->d_name[0] == '.' ? NULL : read_file(path, NULL);
             snprintf(node, sizeof node, "/dev/%.40s", entry->d_name);
-            found = text && !strcmp(strtok(text, "\n ") ?: "", serial) && !access(node, F_OK);
-            free(text);
+            found = entry->d_name[0] != '.' && !strcmp(disk_serial(entry->d_name), serial) && !access(node, F_OK);
         }
         if (disks)
             closedir(disks);
@@ -138,6 +155,45 @@ static int unmount(const char *path) {
     return errno == EBUSY ? BUSY : fail("cannot unmount %s: %s", path, strerror(errno));
 }
 
+static void tell_file(const char *key, const char *path) {
+    char *text = read_file(path, NULL);
+    if (text)
+        printf("%s %s\n", key, strtok(text, "\n") ?: "");
+    free(text);
+}
+
+/* The drivers that devices of a class are bound to. */
+static void tell_drivers(const char *key, const char *class) {
+    DIR *devices = opendir(class);
+    struct dirent *entry;
+    char path[400], driver[256];
+    while (devices && (entry = readdir(devices))) {
+        snprintf(path, sizeof path, "%s/%s/device/driver", class, entry->d_name);
+        ssize_t length = entry->d_name[0] == '.' ? -1 : readlink(path, driver, sizeof driver - 1);
+        driver[length < 0 ? 0 : length] = 0;
+        if (length > 0)
+            printf("%s %s %s\n", key, entry->d_name, strrchr(driver, '/') ? strrchr(driver, '/') + 1 : driver);
+    }
+    if (devices)
+        closedir(devices);
+}
+
+/* What the processor says at 0x40000000 is the hypervisor's name; 2.12 is the boot protocol of a PVH start (pvh/enlighten.c). */
+static int tell_hardware(void) {
+    unsigned eax, name[4] = {0};
+    __cpuid(0x40000000, eax, name[0], name[1], name[2]);
+    printf("hypervisor %.12s\n", (char *)name);
+    tell_file("boot-protocol", "/sys/kernel/boot_params/version");
+    tell_file("xen", "/sys/hypervisor/type");
+    tell_file("clock", "/sys/devices/system/clocksource/clocksource0/current_clocksource");
+    tell_file("clocks", "/sys/devices/system/clocksource/clocksource0/available_clocksource");
+    tell_file("kernel", "/proc/sys/kernel/osrelease");
+    tell_drivers("net", "/sys/class/net");
+    tell_drivers("block", "/sys/block");
+    fflush(stdout);
+    return 0;
+}
+
 /* In the hidden root: what the kernel has to have for it. */
 static void load_for(const char *kind) {
     if (!strcmp(kind, "folder") && access("/sys/module/virtiofs", F_OK))
@@ -161,6 +217,8 @@ static int perform(char *row, size_t size, const char *root) {
         return mount_folder(words[1], words[2], !strcmp(words[3], "ro"));
     if (!strcmp(words[0], "disk"))
         return name_disk(words[1]);
+    if (!strcmp(words[0], "hardware"))
+        return tell_hardware();
     if (!strcmp(words[0], "release"))
         return release_disk(words[1]);
     if (!strcmp(words[0], "unmount"))

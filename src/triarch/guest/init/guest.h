@@ -72,6 +72,8 @@ void limit_time(unsigned long timeout_ms, unsigned long grace_ms);
 void load_modules(const char *list);
 /* Cut the next netstring off `*at` and end it with a NUL. NULL at the end or where it is malformed. */
 char *next_word(char **at, char *end);
+/* The serial number of a disk in /sys/block, empty if it has none; valid until the next call. */
+const char *disk_serial(const char *disk);
 /* The devices that the configuration names. */
 void plug_devices(void);
 /* One device, plugged in or out while the machine runs; the exit code. */

@@ -33,7 +33,7 @@ struct card {
 
 static struct ifreq request_for(const char *interface) {
     struct ifreq request = {0};
-    snprintf(request.ifr_name, sizeof request.ifr_name, "%s", interface);
+    snprintf(request.ifr_name, sizeof request.ifr_name, "%.15s", interface);
     return request;
 }
 
@@ -84,7 +84,7 @@ static void route6_by(int control6, const char *gateway) {
 
 static void rename_interface(int control, const char *from, const char *to) {
     struct ifreq request = request_for(from);
-    snprintf(request.ifr_newname, sizeof request.ifr_newname, "%s", to);
+    snprintf(request.ifr_newname, sizeof request.ifr_newname, "%.15s", to);
     if (strcmp(from, to) && ioctl(control, SIOCSIFNAME, &request))
         say("cannot rename %s to %s: %m", from, to);
 }

@@ -12,17 +12,15 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
-from triarch.errors import Exists, Failed, NotFound
+from triarch.errors import Failed
 from triarch.host.cgroup import cgroup_trees, delegate
 from triarch.host.idmap import NamespaceMaker, NamespacePair, attach_mapped, filesystem_ids
+from triarch.host.launcher.connect import connect
 from triarch.host.launcher.protocol import (
     CREATE_STEP,
     MONITOR_ERRORS,
-    Interface,
-    Join,
     Launch,
     Launched,
     LayerSource,
@@ -32,7 +30,6 @@ from triarch.host.launcher.protocol import (
 )
 from triarch.host.locks import lock_file
 from triarch.host.loop import attach_loop, loop_path
-from triarch.host.netlink import Netlink
 from triarch.host.pidfd import process_id
 from triarch.host.syscalls import (
     CLONE_NEWNS,
@@ -47,8 +44,6 @@ from triarch.host.syscalls import (
     unshare,
 )
 
-_INTERFACE = "eth0"
-_LOOPBACK_INDEX = 1
 EXT4_OPTIONS = "discard,noinit_itable,errors=remount-ro"
 # Every flush waits for the disk below, at the mount and at its end; only a power cut can tell the difference (ext4(5)).
 _WITHOUT_FLUSHES = ",nobarrier"
@@ -81,7 +76,7 @@ def launch(request: Launch, place: Place, steps: Steps) -> Launched:
         _pin(namespaces.user_fd, place.user_namespace)
         _pin(namespaces.network_fd, place.network_namespace)
     with steps("set up the network"):
-        _connect(request.interface, namespaces.network_fd)
+        connect(request.interfaces, namespaces.network_fd)
     with steps("make control groups"):
         _cover_hybrid_root()
         delegate(request.cgroup, request.id_base)
@@ -167,32 +162,6 @@ def _pin(namespace_fd: int, target: str) -> None:
     """Give a namespace a name in this mount namespace, for the runtime's configuration."""
     Path(target).touch()
     mount(f"/proc/self/fd/{namespace_fd}", target, None, MS_BIND)
-
-
-def _connect(interface: Interface | None, network_fd: int) -> None:
-    if interface is not None:
-        with Netlink() as host:
-            bridge_index = host.index_of(interface.bridge)
-            if bridge_index is None:
-                raise NotFound(f"there is no bridge '{interface.bridge}' on this host")
-            try:
-                host.add_veth(interface.host_name, bridge_index, _INTERFACE, network_fd, interface.mac)
-            except Exists:
-                # The kernel tears a network namespace down some time after its last process.
-                left_over = host.index_of(interface.host_name)
-                if left_over is not None:
-                    host.delete(left_over)
-                host.add_veth(interface.host_name, bridge_index, _INTERFACE, network_fd, interface.mac)
-    with Netlink(network_fd) as inside:
-        inside.set_up(_LOOPBACK_INDEX)
-        if interface is None:
-            return
-        index = inside.index_of(_INTERFACE)
-        if index is None:
-            raise Failed(f"the interface '{_INTERFACE}' vanished from the machine's network namespace")
-        inside.set_up(index)
-        inside.add_address(index, IPv4Interface(interface.address))
-        inside.add_default_route(IPv4Address(interface.gateway))
 
 
 def _run_monitor(request: Launch) -> Launched:

@@ -53,13 +53,20 @@ class LayerSource(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Interface(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine's `eth0`: a veth pair whose host end is plugged into `bridge`."""
+    """One card of the machine: a veth pair whose host end is plugged into `bridge`, or a macvlan on `parent`.
 
-    bridge: str
+    Empty addresses and gateways are left out.
+    """
+
     host_name: str
     mac: str
-    address: str
-    gateway: str
+    name: str = "eth0"
+    bridge: str = ""
+    parent: str = ""
+    address: str = ""
+    address6: str = ""
+    gateway: str = ""
+    gateway6: str = ""
 
 
 class SmallFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,7 +92,7 @@ class Launch(msgspec.Struct, frozen=True, kw_only=True, tag="launch"):
     durable: bool
     id_base: int
     id_count: int
-    interface: Interface | None
+    interfaces: tuple[Interface, ...]
     files: tuple[SmallFile, ...]
     cgroup: str
     monitor: tuple[str, ...]
