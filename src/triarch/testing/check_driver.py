@@ -24,7 +24,7 @@ from triarch.errors import Busy, MachineFailed, TimedOut, WrongState
 from triarch.model.driver import Data, ExecRequest, LayerFile, Resize
 from triarch.model.state import Status
 from triarch.testing.driver.fixtures import DriverFixtures, request
-from triarch.testing.driver.terminal import CheckConsole, CheckSessions
+from triarch.testing.driver.terminal import CheckConsole, CheckSessions, CheckSlowFarEnds
 from triarch.testing.driver_rig import IDLE, STUBBORN, TICKING, DriverRig, FarEnd, shell
 
 KILLED = 128 + 9
@@ -536,6 +536,7 @@ class CheckPauseAndUsage(DriverFixtures):
 class CheckDriver(
     CheckPauseAndUsage,
     CheckStreams,
+    CheckSlowFarEnds,
     CheckConsole,
     CheckSessions,
     CheckTerminal,

@@ -8,12 +8,25 @@ from contextlib import suppress
 from triarch.drivers.base import Stdio
 from triarch.drivers.container.monitor import Attachment, resize_console
 from triarch.drivers.container.record import RunFiles
-from triarch.model.driver import Data, EndOfInput, Resize
+from triarch.host.pidfd import ProcessId, wait_for_end
+from triarch.model.driver import Data, EndOfInput, Resize, Stream
+
+# Of 8 KiB at most.
+_PENDING_PIECES = 32
 
 
-async def converse(attachment: Attachment, stdio: Stdio, files: RunFiles, *, takes_input: bool) -> None:
-    """Return when the container has ended and its output is delivered. Raises what the far end raises when it goes."""
-    output = asyncio.create_task(_deliver(attachment, stdio))
+async def converse(
+    attachment: Attachment, stdio: Stdio, files: RunFiles, first: ProcessId, *, takes_input: bool
+) -> None:
+    """Return when the container has ended and its output is delivered. Raises what the far end raises when it goes.
+
+    A far end that does not read holds up the container, but not its end: what is left of its output when `first`, its
+    first process, has ended waits here.
+    """
+    arrived = _Arrived()
+    taking = asyncio.create_task(_take(attachment, arrived))
+    ending = asyncio.create_task(_open_wide(first, arrived))
+    output = asyncio.create_task(_deliver(arrived, stdio))
     feeding = asyncio.create_task(_feed(attachment, stdio, files, takes_input=takes_input))
     try:
         done, _ = await asyncio.wait((output, feeding), return_when=asyncio.FIRST_COMPLETED)
@@ -21,10 +34,52 @@ async def converse(attachment: Attachment, stdio: Stdio, files: RunFiles, *, tak
             task.result()
         await output
     finally:
-        for task in (output, feeding):
-            task.cancel()
-        await asyncio.gather(output, feeding, return_exceptions=True)
+        tasks = (taking, ending, output, feeding)
+        for each in tasks:
+            each.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         attachment.close()
+
+
+class _Arrived:
+    """Output that came and was not delivered yet: a few pieces, or, once nobody makes any more, all of it."""
+
+    def __init__(self) -> None:
+        self.pieces: asyncio.Queue[tuple[Stream, bytes] | None] = asyncio.Queue()
+        self._room = asyncio.Semaphore(_PENDING_PIECES)
+        self._wide = False
+
+    async def put(self, piece: tuple[Stream, bytes]) -> None:
+        if not self._wide:
+            await self._room.acquire()
+        self.pieces.put_nowait(piece)
+
+    def delivered(self) -> None:
+        self._room.release()
+
+    def open_wide(self) -> None:
+        """From now on there is room for everything."""
+        self._wide = True
+        self._room.release()
+
+
+async def _take(attachment: Attachment, arrived: _Arrived) -> None:
+    try:
+        async for piece in attachment.output():
+            await arrived.put(piece)
+    finally:
+        arrived.pieces.put_nowait(None)
+
+
+async def _open_wide(first: ProcessId, arrived: _Arrived) -> None:
+    await wait_for_end(first)
+    arrived.open_wide()
+
+
+async def _deliver(arrived: _Arrived, stdio: Stdio) -> None:
+    while (piece := await arrived.pieces.get()) is not None:
+        await stdio.write(*piece)
+        arrived.delivered()
 
 
 async def type_into(stdio: Stdio, files: RunFiles, *, takes_input: bool) -> None:
@@ -55,11 +110,6 @@ async def _drain(attachment: Attachment) -> None:
     """The monitor stands still, and its container, while an attached socket is full: what comes is in the log too."""
     async for _ in attachment.output():
         pass
-
-
-async def _deliver(attachment: Attachment, stdio: Stdio) -> None:
-    async for stream, data in attachment.output():
-        await stdio.write(stream, data)
 
 
 async def _feed(attachment: Attachment, stdio: Stdio, files: RunFiles, *, takes_input: bool) -> None:

@@ -11,10 +11,10 @@ import pytest
 
 from triarch.drivers.base import Exec
 from triarch.errors import Error
-from triarch.model.driver import TIMED_OUT_CODE, Data, ExecRequest, MachineSpec
+from triarch.model.driver import TIMED_OUT_CODE, Data, ExecRequest, MachineSpec, Stream
 from triarch.model.state import Status
 from triarch.testing.driver.fixtures import DriverFixtures, request
-from triarch.testing.driver_rig import IDLE, DriverRig, FarEnd
+from triarch.testing.driver_rig import IDLE, DriverRig, FarEnd, shell
 
 # The fake has this user from the beginning.
 _ADD_BOB = (
@@ -22,6 +22,8 @@ _ADD_BOB = (
     " echo bob:x:1000:1000::/home/bob:/bin/sh >> /etc/passwd; echo bob:x:1000: >> /etc/group;"
     " echo games:x:60:root,bob >> /etc/group; mkdir -p /home/bob; }"
 )
+
+FLOODING = shell("while :; do seq 1 10000; done")
 
 
 class CheckSessions(DriverFixtures):
@@ -193,3 +195,46 @@ class CheckConsole(DriverFixtures):
             async with asyncio.timeout(rig.seconds(60)):
                 assert (await rig.driver.exec(spec, request("exit 3"), FarEnd())).code == 3
         return spec
+
+
+class CheckSlowFarEnds(DriverFixtures):
+    """A far end that does not read holds up nothing but its own command."""
+
+    async def test_a_machine_is_killed_whose_output_nobody_takes(self, rig: DriverRig) -> None:
+        if not rig.harness.real:
+            pytest.skip("these machines talk as fast as one listens")
+        driver, spec, far_end = rig.can_attach, await rig.machine(FLOODING), StuckEnd()
+        task = asyncio.create_task(driver.start_attached(spec, far_end, None))
+        async with asyncio.timeout(rig.seconds(30)):
+            await far_end.stuck.wait()
+        await asyncio.sleep(0.5)
+        async with asyncio.timeout(rig.seconds(20)):
+            await rig.driver.kill(spec)
+        assert await rig.status(spec) in (Status.STOPPED, Status.ABSENT)
+        far_end.go_on.set()
+        async with asyncio.timeout(rig.seconds(20)):
+            assert (await task).code == 128 + 9
+
+    async def test_a_command_whose_output_nobody_takes_is_in_nobodys_way(self, rig: DriverRig) -> None:
+        far_end = StuckEnd()
+        task = asyncio.create_task(rig.can_exec.exec(await rig.idle(), ExecRequest(command=FLOODING), far_end))
+        async with asyncio.timeout(rig.seconds(30)):
+            await far_end.stuck.wait()
+            for code in (3, 4):
+                done, _ = await rig.exec(request(f"exit {code}"))
+                assert done.code == code
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+class StuckEnd(FarEnd):
+    """Takes nothing from the first piece on, until it may go on."""
+
+    def __init__(self) -> None:
+        super().__init__(open_ended=True)
+        self.stuck = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def write(self, stream: Stream, data: bytes) -> None:
+        self.stuck.set()
+        await self.go_on.wait()
