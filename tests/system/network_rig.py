@@ -9,7 +9,8 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Address, IPv4Interface
+from datetime import UTC, datetime
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,10 @@ import pytest
 from triarch.errors import Error
 from triarch.host.netlink import Netlink, enter_network_namespace
 from triarch.model.instance import Instance, instance_at
-from triarch.network.nat import NatNetwork
+from triarch.model.network import Network, NetworkKind, Nic
+from triarch.network.addresses import mac
+from triarch.network.host import HostNetworks
+from triarch.network.plan import Port
 
 LOOPBACK = 1
 TIMEOUT_SECONDS = 5.0
@@ -31,10 +35,47 @@ def instance_with_networks(root: Path) -> Instance:
     if not found.of_root:
         pytest.skip("needs root: bridges and network namespaces")
     try:
-        NatNetwork(found).probe()
+        HostNetworks(found).probe()
     except Error as error:
         pytest.skip(f"no NAT network here: {error}")
     return found
+
+
+def network_of(subnet: IPv4Network, **values: object) -> Network:
+    """The record of a NAT network on `subnet`: the built-in one unless `values` say otherwise."""
+    given: dict[str, object] = {"name": "nat", "index": 0, "kind": NetworkKind.NAT, "ipv4": str(subnet)}
+    return Network(**{**given, "created_at": datetime.now(UTC), **values})  # type: ignore[arg-type]
+
+
+class NatNetwork:
+    """The built-in network as the engine works with it: cards on the first addresses of one subnet."""
+
+    def __init__(self, instance: Instance) -> None:
+        self.host = HostNetworks(instance)
+        self._instance = instance
+
+    def choose_subnet(self) -> IPv4Network:
+        return self.host.choose_subnet()
+
+    async def ensure(self, subnet: IPv4Network) -> None:
+        await self.host.ensure(network_of(subnet))
+
+    def nic(self, subnet: IPv4Network, index: int) -> Nic:
+        address = subnet.network_address + 1 + index
+        return Nic(mac=mac(self._instance.tag, index), address=f"{address}/{subnet.prefixlen}")
+
+    async def publish(self, name: str, ip: str, index: int = 1) -> None:
+        """Plug in machine `index`: known by its name, and let through with its own address."""
+        nic = Nic(mac=mac(self._instance.tag, index), address=f"{ip}/18")
+        interface = self._instance.host_interface(index)
+        port = Port(network="nat", machine=name, names=(name,), host_interface=interface, nic=nic)
+        await self.host.plug(network_of(self.choose_subnet()), port)
+
+    async def withdraw(self, index: int) -> None:
+        await self.host.unplug(self._instance.host_interface(index))
+
+    async def teardown(self) -> None:
+        await self.host.teardown()
 
 
 class Namespace:

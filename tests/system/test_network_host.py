@@ -14,7 +14,7 @@ from ipaddress import IPv4Interface
 from pathlib import Path
 
 import pytest
-from network_rig import instance_with_networks, query
+from network_rig import NatNetwork, instance_with_networks, query
 
 from triarch.engine import doctor
 from triarch.errors import Error, Unavailable
@@ -24,7 +24,8 @@ from triarch.host.process import find_program
 from triarch.host.syscalls import CLONE_NEWNET, CLONE_NEWNS, MS_BIND, MS_REC, MS_SLAVE, mount, unshare
 from triarch.model.instance import Instance
 from triarch.model.request import CheckStatus
-from triarch.network.nat import FORWARDING, NatNetwork
+from triarch.network.bridges import FORWARDING
+from triarch.network.host import HostNetworks
 
 LOOPBACK = 1
 NXDOMAIN = 3
@@ -111,7 +112,7 @@ def test_a_host_whose_own_filter_drops_lets_machines_through(instance: Instance)
         rules = iptables_rules()
         mark = f"-m comment --comment triarch_{instance.tag} -j ACCEPT"
         assert f"-A FORWARD -i {bridge} {mark}" in rules
-        assert f"-A INPUT -i {bridge} -p udp -m udp --dport 53 {mark}" in rules
+        assert f"-A INPUT -i {bridge} -p udp -m multiport --dports 53,67 {mark}" in rules
         assert len(rules) == len(before) + 4
         assert rules.index(f"-A FORWARD -i {bridge} {mark}") < rules.index("-A FORWARD -s 192.0.2.9/32 -j DROP")
 
@@ -139,20 +140,30 @@ def test_without_rights_the_reason_is_said(instance: Instance) -> None:
     def scenario() -> None:
         os.setresuid(65534, 65534, 65534)
         with pytest.raises(Unavailable, match="bridges need CAP_NET_ADMIN") as caught:
-            NatNetwork(instance).probe()
+            HostNetworks(instance).probe()
         assert caught.value.hint
 
     on_a_fresh_host(scenario)
 
 
+def table(name: str, hook: str, policy: str) -> nft.Table:
+    return nft.Table("inet", name, f"chain c {{ type filter hook {hook} priority 0; policy {policy}; }}\n")
+
+
 def test_filters_of_others_that_would_drop_are_found(instance: Instance) -> None:
     def scenario() -> None:
         assert nft.foreign_tables_that_drop("triarch_") == ()
-        nft.replace_table("triarch_x", "chain c { type filter hook forward priority 0; policy drop; }\n")
+        nft.replace_tables(
+            nft.Table("inet", "triarch_x", "chain c { type filter hook forward priority 0; policy drop; }\n")
+        )
         assert nft.foreign_tables_that_drop("triarch_") == ()
-        nft.replace_table("mine", "chain c { type filter hook forward priority 0; policy drop; }\n")
-        nft.replace_table("kind", "chain c { type filter hook forward priority 0; policy accept; }\n")
-        nft.replace_table("firewalld", "chain c { type filter hook input priority 0; policy accept; }\n")
+        nft.replace_tables(table("mine", "forward", "drop"))
+        nft.replace_tables(
+            nft.Table("inet", "kind", "chain c { type filter hook forward priority 0; policy accept; }\n")
+        )
+        nft.replace_tables(
+            nft.Table("inet", "firewalld", "chain c { type filter hook input priority 0; policy accept; }\n")
+        )
         assert nft.foreign_tables_that_drop("triarch_") == ("inet mine", "inet firewalld")
         check = doctor._firewall(instance)
         assert check.status is CheckStatus.WARN
@@ -163,7 +174,7 @@ def test_filters_of_others_that_would_drop_are_found(instance: Instance) -> None
 
 def test_a_probe_leaves_nothing(instance: Instance) -> None:
     def scenario() -> None:
-        NatNetwork(instance).probe()
+        HostNetworks(instance).probe()
         with Netlink() as netlink:
             assert not [link for link in netlink.links() if link.kind == "bridge"]
         assert not nft.table_exists("inet", f"triarch_{instance.tag}")

@@ -86,13 +86,13 @@ class Lifecycle:
 
     async def recover(self) -> None:
         """Finish or undo what was under way, adopt what runs, record what ended unseen, sweep what nobody owns."""
+        await self._mend_network()
         unfinished = await self._journal.unfinished()
         for record in unfinished:
             await self._take_up(record)
         for kept in self._services.machines.all():
             if self._operations.holder(f"machine/{kept.value.name}") is None:
                 await self._adopt(kept.value)
-        await self._mend_network()
         if not unfinished:
             await asyncio.to_thread(self._sweep)
 
@@ -129,8 +129,12 @@ class Lifecycle:
         await self._services.network.restore(self._services.networks.all(), ports)
 
     def _sweep(self) -> None:
-        """Layers and scratch space that no record names (blocking)."""
+        """Layers, sets of disks and scratch space that no record names (blocking)."""
         remove_unused_layers(self._services)
+        kept = {snapshot.id for snapshot in self._services.snapshots.all()}
+        for set_id in self._services.pool.sets.all():
+            if set_id not in kept:
+                self._services.pool.sets.remove(set_id)
         work = Path(self._services.instance.state_dir) / "work"
         for path in work.iterdir() if work.is_dir() else ():
             if path.is_dir():

@@ -241,9 +241,12 @@ class HostNetworks:
 
     async def restore(self, networks: Iterable[Network], ports: Iterable[Port]) -> None:
         """At a daemon's start: what should hold, from the records. One network that cannot be is no other's end."""
-        self._ports = {port.host_interface: port for port in ports}
+        self._ports = {port.host_interface: port for port in ports} | self._ports
         used = {port.network for port in self._ports.values()}
         for network in networks:
+            server = bridges.name_server(self._instance, network)
+            for key in server.keys() - self._ports.keys():
+                server.withdraw(key)
             if network.name in used:
                 try:
                     await self.ensure(network)
@@ -297,11 +300,8 @@ class HostNetworks:
         if not network.served:
             return
         server = self._servers.setdefault(network.index, bridges.name_server(self._instance, network))
-        ports = [port for port in self._ports.values() if port.network == network.name]
-        for key in server.keys() - {port.host_interface for port in ports}:
-            server.withdraw(key)
-        for port in ports:
-            self._publish(port)
+        for name in self._plugged(network.name):
+            self._publish(self._ports[name])
         wanted = bridges.serving(segment)
         if wanted is None:
             await server.stop()
