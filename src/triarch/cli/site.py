@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import click
 
 from triarch.cli.apply import apply_command, look
@@ -26,7 +28,9 @@ def site_command() -> None:
     epilog=examples("triarch site export > site.yaml", "triarch site export web db", "triarch site export -o json"),
 )
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=completes("machines"))
-@click.option("-o", "--output", "output_format", type=click.Choice(["yaml", "json"]), default="yaml")
+@click.option(
+    "-o", "--output", "output_format", type=click.Choice(["yaml", "json"]), default="yaml", help="How to print it."
+)
 @click.pass_obj
 def site_export(session: Session, names: tuple[str, ...], output_format: str) -> None:
     """Print machines and what they stand on, all without NAMEs, as a site file that applies to no change."""
@@ -47,4 +51,6 @@ def print_site(session: Session, names: tuple[str, ...], output_format: str) -> 
     print(write_yaml(tree), end="")
 
 
-site_command.add_command(apply_command, "apply")
+_apply = copy.copy(apply_command)
+_apply.epilog = examples("triarch site apply -f site.yaml --dry-run", "triarch site apply -f site.yaml --prune -y")
+site_command.add_command(_apply, "apply")

@@ -72,7 +72,7 @@ async def plan_set(services: Services, machine: Machine, request: SetMachine) ->
 async def plan_change(
     services: Services, machine: Machine, said: Machine, instead: Profile | None = None, *, lenient: bool = False
 ) -> SetArguments:
-    """What follows from `said`, `machine` with other profiles or settings of its own; `instead` is a changed profile."""
+    """What follows from `said`, `machine` with other settings or profiles; `instead` is a changed profile."""
     old = add_up(layers_of(services.profiles, machine))
     new = add_up(layers_of(services.profiles, said, instead))
     after = materialize(said, new, services.template_of(machine).environment)
