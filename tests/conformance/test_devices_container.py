@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from container_rig import ContainerHarness
 
-from triarch.testing.driver.devices import CheckDevices
+from triarch.testing.driver.devices import CheckDevices, CheckHardware
 
 
-class TestContainerDevices(CheckDevices):
+class TestContainerDevices(CheckHardware, CheckDevices):
     @pytest.fixture(scope="class")
     @classmethod
     def harness(cls, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ContainerHarness]:

@@ -38,6 +38,11 @@ def release_row(name: str) -> bytes:
     return _row("release", name)
 
 
+def hardware_row() -> bytes:
+    """Tell which hardware the kernel sees, as `key value` lines."""
+    return _row("hardware")
+
+
 def _row(*words: str) -> bytes:
     encoded = [word.encode() for word in words]
     if any(b"\0" in word for word in encoded):

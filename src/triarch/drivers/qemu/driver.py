@@ -25,6 +25,7 @@ from triarch.drivers.qemu.console import SerialLines
 from triarch.drivers.qemu.control import ControlPort, open_control
 from triarch.drivers.qemu.devices import Devices, was_interrupted
 from triarch.drivers.qemu.freeze import Freezes
+from triarch.drivers.qemu.hardware import ask_hardware
 from triarch.drivers.qemu.launch import launch, owner_of
 from triarch.drivers.qemu.monitor import is_paused, monitor
 from triarch.drivers.qemu.run import Record, Run, new_record, runs
@@ -49,6 +50,7 @@ from triarch.guest.protocol import Stop
 from triarch.host.measure import measure
 from triarch.host.rights import rights
 from triarch.host.spawn import reap
+from triarch.model.device import HardwareInfo
 from triarch.model.driver import DriverInfo, ExecRequest, Kind, MachineSpec, Observation, Resize, ResolvedDevice, Usage
 from triarch.model.instance import Instance
 from triarch.model.machine import Exit, Machine
@@ -388,6 +390,9 @@ class QemuDriver:
     async def detach(self, spec: MachineSpec, device: ResolvedDevice) -> None:
         watch, agent = self._need_live(spec, "detach a device from"), self._agent(spec, "detach a device from")
         await self._devices.detach(spec, watch.run, agent, device)
+
+    async def hardware(self, spec: MachineSpec) -> HardwareInfo:
+        return await ask_hardware(self._agent(spec, "look at"), spec.machine.name)
 
     async def resize(self, spec: MachineSpec) -> None:
         watch = self._need_live(spec, "change the limits of")

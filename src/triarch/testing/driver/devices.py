@@ -11,12 +11,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from triarch.drivers.base import Hotplug
+from triarch.drivers.base import Hotplug, Inspectable
 from triarch.errors import Error, InUse, Unsupported
 from triarch.host.ext4 import check_filesystem, make_volume_image
 from triarch.host.locks import lock_file
 from triarch.model.device import DiskDevice, FolderDevice, VolumeDevice
-from triarch.model.driver import MachineSpec, ResolvedDevice
+from triarch.model.driver import Kind, MachineSpec, ResolvedDevice
 from triarch.model.state import Status
 from triarch.testing.driver.fixtures import DriverFixtures, request
 from triarch.testing.driver_rig import IDLE, DriverRig, FarEnd
@@ -99,8 +99,9 @@ class CheckDevices(DriverFixtures):
     async def test_a_read_only_folder_is_not_written_to(self, rig: DriverRig, tmp_path: Path) -> None:
         with shared_folder(tmp_path) as folder:
             spec = await with_folder(rig, folder_device(folder, read_only=True))
-            assert await run(rig, spec, "cat /mnt/host/greeting; touch /mnt/host/x 2>/dev/null || echo no") == "hello\nno"
-            assert await run(rig, spec, "mount -o remount,rw /mnt/host 2>/dev/null; touch /mnt/host/x || echo no") == "no"
+            touch = "touch /mnt/host/x 2>/dev/null || echo no"
+            assert await run(rig, spec, f"cat /mnt/host/greeting; {touch}") == "hello\nno"
+            assert await run(rig, spec, f"mount -o remount,rw /mnt/host 2>/dev/null; {touch}") == "no"
             assert not (folder / "x").exists()
 
     async def test_nothing_but_the_folder_is_in_reach(self, rig: DriverRig, tmp_path: Path) -> None:
@@ -133,12 +134,28 @@ class CheckDevices(DriverFixtures):
             await plug(rig).attach(spec, device)
             disk = "/dev/disk/by-name/raw"
             assert await run(rig, spec, f"dd if={disk} bs=5 count=1 2>/dev/null") == "hello"
-            written = f"printf world | dd of={disk} conv=notrunc,fsync 2>/dev/null; dd if={disk} bs=5 count=1 2>/dev/null"
-            assert await run(rig, spec, written) == "world"
+            await run(rig, spec, f"printf world | dd of={disk} conv=notrunc,fsync 2>/dev/null")
+            assert await run(rig, spec, f"dd if={disk} bs=5 count=1 2>/dev/null") == "world"
             await plug(rig).detach(spec, device)
             assert await run(rig, spec, f"cat {disk} >/dev/null 2>&1 || echo gone") == "gone"
             with Path(node).open("rb") as disk_file:
                 assert disk_file.read(5) == b"world"
+
+
+class CheckHardware(DriverFixtures):
+    """What a machine sees is asked of the machine."""
+
+    async def test_a_running_machine_tells_its_hardware(self, rig: DriverRig) -> None:
+        if not isinstance(rig.driver, Inspectable):
+            pytest.skip(f"driver '{rig.driver.name}' lacks the capability 'hardware'")
+        spec = await rig.idle()
+        found = await rig.driver.hardware(spec)
+        assert found.kernel and found.drivers and found.detail
+        if rig.driver.kind is Kind.OS_LEVEL:
+            assert (found.kernel, found.drivers) == (("shared",), ("host",))
+        elif rig.harness.real:
+            assert "virtio" in found.drivers
+            assert set(found.kernel) & {"pvh", "kvmclock", "xen"}
 
 
 def plug(rig: DriverRig) -> Hotplug:
