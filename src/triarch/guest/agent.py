@@ -50,7 +50,7 @@ _END_OF_TRANSMISSION = b"\x04"
 _MAX_COMMAND_BYTES = 8000
 MAX_REQUEST_BYTES = 2 << 20
 # A request of its own beside those of `exec` (guest/init/session.c).
-_SERVE_FILES = "f:files"
+_SERVE_FILES = "s:files"
 
 
 class Stdio(Protocol):

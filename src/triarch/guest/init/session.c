@@ -8,7 +8,7 @@
  *   r:ID        execute request ID
  *   f:SECONDS   hold the filesystems still (freeze.c)
  *   t:SECONDS   set the clock
- *   f:files     serve the machine's files (../files)
+ *   s:files     serve the machine's files (../files)
  * and the SSH server itself runs its sftp-server through here.
  */
 #define _GNU_SOURCE
@@ -169,7 +169,7 @@ int login_shell(int argc, char **argv) {
         return freeze_machine(atoi(rest));
     if (!strncmp(argv[2], "t:", 2))
         return set_clock(rest);
-    if (!strncmp(argv[2], "f:", 2))
+    if (!strncmp(argv[2], "s:", 2))
         enter_machine() ? (void)refuse("cannot enter the machine") : serve_files(0, 1);
     if (!strncmp(argv[2], "d:", 2))
         return wait_for_machine(), serve_device(rest, strlen(rest));
