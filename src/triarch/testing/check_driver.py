@@ -23,6 +23,7 @@ from triarch.drivers.base import Driver, Exec, capabilities_of
 from triarch.errors import Busy, MachineFailed, TimedOut, WrongState
 from triarch.model.driver import Data, ExecRequest, LayerFile, Resize
 from triarch.model.state import Status
+from triarch.testing.driver.files import CheckFiles
 from triarch.testing.driver.fixtures import DriverFixtures, request
 from triarch.testing.driver.terminal import CheckConsole, CheckSessions, CheckSlowFarEnds
 from triarch.testing.driver_rig import IDLE, STUBBORN, TICKING, DriverRig, FarEnd, shell
@@ -534,6 +535,7 @@ class CheckPauseAndUsage(DriverFixtures):
 
 
 class CheckDriver(
+    CheckFiles,
     CheckPauseAndUsage,
     CheckStreams,
     CheckSlowFarEnds,
