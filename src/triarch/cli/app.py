@@ -51,6 +51,7 @@ COMMANDS: dict[str, str] = {
     "file": "file",
     "set": "set",
     "unset": "set",
+    "network": "network",
     "profile": "profile",
     "apply": "apply",
     "site": "site",

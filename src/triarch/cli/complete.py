@@ -66,6 +66,11 @@ def profiles(client: Client, _: click.Context) -> Iterable[str]:
     return (profile.name for profile in client.profiles.list())
 
 
+@_completer
+def networks(client: Client, _: click.Context) -> Iterable[str]:
+    return (network.name for network in client.networks.list())
+
+
 def settings(_: click.Context, __: click.Parameter, incomplete: str) -> list[str]:
     """Keys of settings, up to and with the `=`."""
     from triarch.model.setting_text import KEYS

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from triarch.client.backups import Backups
     from triarch.client.devices import Devices
     from triarch.client.files import Files
+    from triarch.client.networks import Networks
     from triarch.client.profiles import Profiles
     from triarch.client.snapshots import Snapshots
     from triarch.client.stream import Completed, Stream
@@ -117,6 +118,12 @@ class Client:
         from triarch.client.snapshots import Snapshots
 
         return Snapshots(self)
+
+    @property
+    def networks(self) -> Networks:
+        from triarch.client.networks import Networks
+
+        return Networks(self)
 
     @property
     def devices(self) -> Devices:

@@ -16,6 +16,7 @@ from triarch.daemon.routes import (
     events,
     files,
     machines,
+    networks,
     operations,
     profiles,
     server,
@@ -39,6 +40,7 @@ def create_app(engine: Engine) -> Litestar:
     modules = (
         server,
         machines,
+        networks,
         devices,
         streams,
         operations,

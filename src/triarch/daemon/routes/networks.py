@@ -1,0 +1,108 @@
+"""Networks and their access lists: look, create, edit, delete."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from litestar import Response, delete, get, post
+from litestar.params import Parameter
+
+from triarch.daemon.problems import problems
+from triarch.daemon.routes.operations import LOCATION, accepted
+from triarch.engine.engine import Engine
+from triarch.model.names import MACHINE_NAME_PATTERN, check_network_name
+from triarch.model.network import AddAclRule, CreateNetwork, EditNetwork, NetworkView
+from triarch.model.operation import Operation
+
+TAGS = ["networks"]
+CHANGE_PROBLEMS = (404, 409, 413, 422, 503)
+Name = Annotated[str, Parameter(description="The network's name", schema_extra={"pattern": MACHINE_NAME_PATTERN})]
+Position = Annotated[int, Parameter(ge=1, description="Which rule, from 1")]
+
+
+@get("/networks", operation_id="list_networks", tags=TAGS, responses=problems(), sync_to_thread=False)
+def list_networks(engine: Engine) -> tuple[NetworkView, ...]:
+    """All networks, sorted by name; the built-in one once a machine needed it."""
+    return engine.networks.list()
+
+
+@post(
+    "/networks",
+    operation_id="create_network",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(*CHANGE_PROBLEMS, 507),
+    response_headers=LOCATION,
+)
+async def create_network(engine: Engine, data: CreateNetwork) -> Response[Operation]:
+    """Make a network. Ranges that are not given are chosen free of the host's own."""
+    return accepted(await engine.networks.create(data))
+
+
+@get("/networks/{name:str}", operation_id="get_network", tags=TAGS, responses=problems(404), sync_to_thread=False)
+def get_network(engine: Engine, name: Name) -> NetworkView:
+    """One network and the machines on it."""
+    return engine.networks.get(check_network_name(name))
+
+
+@post(
+    "/networks/{name:str}/edit",
+    operation_id="edit_network",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(*CHANGE_PROBLEMS),
+    response_headers=LOCATION,
+)
+async def edit_network(engine: Engine, name: Name, data: EditNetwork) -> Response[Operation]:
+    """Change what is given; machines that run are held to it at once."""
+    return accepted(await engine.networks.edit(check_network_name(name), data))
+
+
+@delete(
+    "/networks/{name:str}",
+    operation_id="delete_network",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(404, 409),
+    response_headers=LOCATION,
+)
+async def delete_network(engine: Engine, name: Name) -> Response[Operation]:
+    """Delete a network that no machine is on."""
+    return accepted(await engine.networks.delete(check_network_name(name)))
+
+
+@post(
+    "/networks/{name:str}/acl",
+    operation_id="add_acl_rule",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(*CHANGE_PROBLEMS),
+    response_headers=LOCATION,
+)
+async def add_acl_rule(engine: Engine, name: Name, data: AddAclRule) -> Response[Operation]:
+    """Add a rule to a network's access list, at the end or at a position."""
+    return accepted(await engine.networks.add_rule(check_network_name(name), data))
+
+
+@delete(
+    "/networks/{name:str}/acl/{position:int}",
+    operation_id="remove_acl_rule",
+    tags=TAGS,
+    status_code=202,
+    responses=problems(404, 409, 422, 503),
+    response_headers=LOCATION,
+)
+async def remove_acl_rule(engine: Engine, name: Name, position: Position) -> Response[Operation]:
+    """Remove one rule of a network's access list."""
+    return accepted(await engine.networks.remove_rule(check_network_name(name), position))
+
+
+HANDLERS = (
+    list_networks,
+    create_network,
+    get_network,
+    edit_network,
+    delete_network,
+    add_acl_rule,
+    remove_acl_rule,
+)
