@@ -26,7 +26,7 @@ from triarch.host.syscalls import (
     MOUNT_ATTR_RDONLY,
     MS_REC,
     MS_SLAVE,
-    attach_tree_at,
+    attach_tree,
     clone_tree,
     mount,
     set_mount_attributes,
@@ -96,12 +96,13 @@ def _connection(path: Path) -> tuple[socket.socket, socket.socket]:
 def main(mode: str) -> None:
     """Show the directory without devices and set-user-id programs, read-only if asked; become virtiofsd."""
     source = str(Path(f"/proc/self/fd/{_SOURCE_FD}").readlink())
-    unshare(CLONE_NEWNS)
-    mount(None, "/", None, MS_REC | MS_SLAVE)
+    # Of the namespace that the descriptor belongs to; the copies in a new one are other mounts.
     tree_fd = clone_tree(f"/proc/self/fd/{_SOURCE_FD}")
     read_only = MOUNT_ATTR_RDONLY if mode == _READ_ONLY else 0
     set_mount_attributes(tree_fd, MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | read_only)
-    attach_tree_at(tree_fd, _SOURCE_FD)
+    unshare(CLONE_NEWNS)
+    mount(None, "/", None, MS_REC | MS_SLAVE)
+    attach_tree(tree_fd, source)
     os.set_inheritable(_SOURCE_FD, False)
     os.execv(
         _PROGRAM,
