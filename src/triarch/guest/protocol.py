@@ -16,16 +16,17 @@ How a VM must be wired for this guest (the driver writes the command line):
 
 The control port carries frames: one type byte, the payload's length as 4 bytes (big endian), the payload.
 
-    host → guest   STDIN data · END_OF_INPUT · RESIZE columns:u16 rows:u16 · STOP · ADAPT
+    host → guest   STDIN data · END_OF_INPUT · RESIZE columns:u16 rows:u16 · STOP
+                   ADAPT processors:u32
     guest → host   READY · STDOUT data · STDERR data · CREDIT bytes:u32 · EXIT code:u32 reason · PROBLEM text
-                   ADAPTED processors:u32 errno:u32 delta_bytes:u64
+                   ADAPTED processors:u32 errno:u32 delta_bytes:u64 memory_bytes:u64
 
 Only an `attached` guest uses the stdio frames. The host may send `STDIN_WINDOW_BYTES` of input ahead; CREDIT says how
 many of them the command took, so that input nobody reads never holds up STOP. READY, EXIT and PROBLEM go to the report
 port and then to the control port, if someone listens there: give the former a file, and an exit code outlives the daemon.
 READY says that the command or the template's init is about to run, EXIT how an `app` command ended, PROBLEM why the
-guest gave up. ADAPT has the guest take up the processors, and the room on the delta's disk, that were plugged in since;
-ADAPTED says, on the control port, what it has then, and the errno with which the filesystem did not grow, if any.
+guest gave up. ADAPT has the guest use that many processors (0: those it uses) and all room on the delta's disk; ADAPTED says, on the
+control port, what it has then, and the errno with which the filesystem did not grow, if any.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ _MAX_TEXT = 500
 _HEADER = struct.Struct(">BI")
 _SIZE = struct.Struct(">HH")
 _COUNT = struct.Struct(">I")
-_ADAPTED = struct.Struct(">IIQ")
+_ADAPTED = struct.Struct(">IIQQ")
 _CARD_NAME = re.compile(r"[a-z][a-z0-9]{0,14}\Z")
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}\Z")
 _DOMAIN = re.compile(r"[a-z0-9]([a-z0-9.-]{0,62}[a-z0-9])?\Z")
@@ -313,7 +314,9 @@ class Stop(msgspec.Struct, frozen=True):
 
 
 class Adapt(msgspec.Struct, frozen=True):
-    """Take up processors and room on the delta that were plugged in."""
+    """Use that many processors, 0 for those in use, and all room on the delta's disk."""
+
+    processors: int = 0
 
 
 class Ready(msgspec.Struct, frozen=True):
@@ -345,12 +348,13 @@ class GuestProblem(msgspec.Struct, frozen=True):
     text: str
 
 
-class Adapted(msgspec.Struct, frozen=True, kw_only=True):
+class Adapted(msgspec.Struct, frozen=True):
     """What the guest has after `Adapt`; `error` is an errno of growing the filesystem, 0 for none."""
 
     processors: int
     error: int
     delta_bytes: int
+    memory_bytes: int
 
 
 HostMessage = Data | EndOfInput | Resize | Stop | Adapt
@@ -369,8 +373,8 @@ def encode_message(message: HostMessage) -> bytes:
             return _frame(FrameType.RESIZE, _SIZE.pack(*(min(max(size, 0), 0xFFFF) for size in (columns, rows))))
         case Stop():
             return _frame(FrameType.STOP, b"")
-        case Adapt():
-            return _frame(FrameType.ADAPT, b"")
+        case Adapt(processors):
+            return _frame(FrameType.ADAPT, _COUNT.pack(processors))
 
 
 def _frame(kind: FrameType, payload: bytes) -> bytes:
@@ -420,8 +424,7 @@ def _message(kind: int, payload: bytes) -> GuestMessage:
         case FrameType.PROBLEM:
             return GuestProblem(_printable(payload))
         case FrameType.ADAPTED if len(payload) == _ADAPTED.size:
-            processors, error, delta_bytes = _ADAPTED.unpack(payload)
-            return Adapted(processors=processors, error=error, delta_bytes=delta_bytes)
+            return Adapted(*_ADAPTED.unpack(payload))
     raise Damaged(f"the guest sent a malformed frame (type {kind}, {len(payload)} bytes)")
 
 

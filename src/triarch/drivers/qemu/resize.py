@@ -30,8 +30,6 @@ _GUEST_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 _DISK_NODE = "delta"
 
-Ask = Callable[[Callable[[Adapted], bool]], Awaitable[None]]
-
 
 class _Present(msgspec.Struct, frozen=True, kw_only=True):
     """What the guest has now. `balloon_bytes` is None without a balloon: nobody can take memory from such a guest."""
@@ -54,16 +52,18 @@ async def resize(spec: MachineSpec, run: Run, *, attached: bool) -> None:
         present = await _look(client)
         memory, count = memory_bytes(spec.machine.resources), processors(spec.machine.resources)
         _check(spec, present, memory, count, attached=attached)
-        if memory != present.balloon_bytes or count != present.processors:
-            await _need_running(client, spec)
+        runs = (await _answer(client, "query-status"))["status"] == "running"
+        if not runs and (memory != present.balloon_bytes or count != present.processors):
+            raise _paused(spec)
         have = present.memory_bytes if present.balloon_bytes is None else present.balloon_bytes
         if memory >= have:
             _limit(spec, limits)
         else:
             # QEMU gives back only once the guest has.
             _limit(spec, msgspec.structs.replace(limits, memory_bytes=limits_of(spec.machine, have).memory_bytes))
-        await _set_processors(client, spec, run, present, count)
-        await _set_memory(client, spec, present, memory)
+        if runs and not attached:
+            await _set_processors(client, spec, run, present, count)
+        await _set_memory(client, spec, run, present, memory)
         if memory < have:
             _limit(spec, limits)
         await throttle(client, spec.machine.resources)
@@ -77,7 +77,8 @@ async def grow_disk(spec: MachineSpec, run: Run, process: ProcessId, user_id: in
     size_bytes = Path(spec.delta_path).stat().st_size
     allow_longer_files(process, user_id, size_bytes)
     async with monitor(run.monitor, spec.machine.name) as client:
-        await _need_running(client, spec)
+        if (await _answer(client, "query-status"))["status"] != "running":
+            raise _paused(spec)
         await client.execute("block_resize", {"node-name": _DISK_NODE, "size": size_bytes})
     await _adapt(spec, run, lambda has: has.delta_bytes >= size_bytes and not has.error, "grow its filesystem")
 
@@ -148,12 +149,9 @@ def _takes_restart(spec: MachineSpec, reason: str) -> Unsupported:
     return Unsupported(f"machine '{name}' takes a restart: {reason}", hint=f"triarch restart {name}", machine=name)
 
 
-async def _need_running(client: QMPClient, spec: MachineSpec) -> None:
-    if (await _answer(client, "query-status"))["status"] != "running":
-        name = spec.machine.name
-        raise WrongState(
-            f"machine '{name}' is paused: its guest cannot take up a change", hint=f"triarch resume {name}"
-        )
+def _paused(spec: MachineSpec) -> WrongState:
+    name = spec.machine.name
+    return WrongState(f"machine '{name}' is paused: its guest cannot take up a change", hint=f"triarch resume {name}")
 
 
 def _limit(spec: MachineSpec, limits: Limits) -> None:
@@ -170,34 +168,23 @@ def _limit(spec: MachineSpec, limits: Limits) -> None:
 
 
 async def _set_processors(client: QMPClient, spec: MachineSpec, run: Run, present: _Present, count: int) -> None:
-    if count == present.processors:
-        return
-    slots = await _answer(client, "query-hotpluggable-cpus")
-    free = [slot for slot in reversed(slots) if "qom-path" not in slot]
-    used = [slot for slot in reversed(slots) if "qom-path" in slot]
+    """Plugged in by QEMU, used by the guest. What it is not to use stays plugged in, and a control group bounds it anyhow.
+
+    Under TCG a processor that was taken out could not come back (`tcg_register_thread` of QEMU 7.2 aborts).
+    """
     if count > present.processors:
-        for number, slot in enumerate(free[: count - present.processors]):
-            name = f"cpu{present.processors + number}"
-            await client.execute("device_add", {"driver": slot["type"], "id": name, **slot["props"]})
-        await _adapt(spec, run, lambda has: has.processors >= count, "use its new processors")
-        return
-    # The last that came go first; the guest stops using each before it lets go.
-    for slot in used[::-1][: present.processors - count]:
-        await client.execute("device_del", {"id": slot["qom-path"]})
-
-    async def gone() -> bool:
-        return sum(1 for slot in await _answer(client, "query-hotpluggable-cpus") if "qom-path" in slot) <= count
-
-    if not await _until(gone):
-        name = spec.machine.name
-        raise InUse(f"machine '{name}' does not let go of its processors", hint=f"triarch restart {name}")
+        slots = await _answer(client, "query-hotpluggable-cpus")
+        free = [slot for slot in reversed(slots) if "qom-path" not in slot]
+        for number, slot in enumerate(free[: count - present.processors], present.processors):
+            await client.execute("device_add", {"driver": slot["type"], "id": f"cpu{number}", **slot["props"]})
+    await _adapt(spec, run, lambda has: has.processors == count, f"use {count} processors", count)
 
 
-async def _set_memory(client: QMPClient, spec: MachineSpec, present: _Present, memory: int) -> None:
+async def _set_memory(client: QMPClient, spec: MachineSpec, run: Run, present: _Present, memory: int) -> None:
     if present.balloon_bytes is None or memory == present.balloon_bytes:
         return
     if memory > present.memory_bytes:
-        await _plug_memory(client, present, memory - present.memory_bytes)
+        await _plug_memory(client, spec, run, present, memory - present.memory_bytes)
     before = present.balloon_bytes
     await client.execute("balloon", {"value": memory})
 
@@ -212,16 +199,28 @@ async def _set_memory(client: QMPClient, spec: MachineSpec, present: _Present, m
         )
 
 
-async def _plug_memory(client: QMPClient, present: _Present, missing_bytes: int) -> None:
-    """One more module of whole blocks; the balloon takes what is too much."""
+async def _plug_memory(client: QMPClient, spec: MachineSpec, run: Run, present: _Present, missing_bytes: int) -> None:
+    """One more module of whole blocks; the balloon takes what is too much, but not before the guest uses the module."""
     size_bytes = -(-missing_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
     backend, module = f"memory{present.slots_used}", f"dimm{present.slots_used}"
+    before = (await _adapt(spec, run, lambda _: True, "answer")).memory_bytes
     await client.execute("object-add", {"qom-type": "memory-backend-ram", "id": backend, "size": size_bytes})
     try:
-        await client.execute("device_add", {"driver": "pc-dimm", "id": module, "memdev": backend})
+        place = {"addr": await _free_address(client)}
+        await client.execute("device_add", {"driver": "pc-dimm", "id": module, "memdev": backend, **place})
     except BaseException:
         await client.execute("object-del", {"id": backend})
         raise
+    # The kernel keeps some of it for tables.
+    least = before + size_bytes // 2
+    await _adapt(spec, run, lambda has: has.memory_bytes > least, "use its new memory")
+
+
+async def _free_address(client: QMPClient) -> int:
+    """Behind all memory devices, at the start of a block: a layer ends anywhere, and Linux takes nothing else."""
+    devices = [device["data"] for device in await _answer(client, "query-memory-devices")]
+    end = max(device.get("memaddr", device.get("addr")) + device["size"] for device in devices)
+    return int(-(-end // _BLOCK_BYTES) * _BLOCK_BYTES)
 
 
 async def _until(condition: Callable[[], Awaitable[bool]]) -> bool:
@@ -234,16 +233,17 @@ async def _until(condition: Callable[[], Awaitable[bool]]) -> bool:
     return True
 
 
-async def _adapt(spec: MachineSpec, run: Run, done: Callable[[Adapted], bool], what: str) -> None:
+async def _adapt(spec: MachineSpec, run: Run, done: Callable[[Adapted], bool], what: str, count: int = 0) -> Adapted:
     """Have the guest take up what was plugged in, until it says so: its kernel hears of it a little later."""
     name = spec.machine.name
     has: Adapted | None = None
     try:
         async with asyncio.timeout(_GUEST_SECONDS), open_control(run.control) as control:
             while has is None or not done(has):
-                await control.send(Adapt())
+                await control.send(Adapt(count))
                 has = await control.wait_for(Adapted)
                 await asyncio.sleep(0 if done(has) else _POLL_SECONDS)
+            return has
     except TimeoutError as error:
         detail = f" (error {has.error})" if has is not None and has.error else ""
         raise TimedOut(f"machine '{name}' did not {what} within {_GUEST_SECONDS:.0f} s{detail}") from error

@@ -20,19 +20,20 @@
 #define NODE "/delta-disk"
 #define PLACE "/delta-place"
 
-/* How many work then. */
-static uint32_t start_processors(void) {
+/* Let the first `wanted` processors work and no others; 0 leaves them as they are. How many work then. */
+static uint32_t use_processors(uint32_t wanted) {
     DIR *processors = opendir("/sys/devices/system/cpu");
     struct dirent *entry;
-    while (processors && (entry = readdir(processors))) {
+    while (wanted && processors && (entry = readdir(processors))) {
         char path[320];
         unsigned number;
         if (sscanf(entry->d_name, "cpu%u", &number) != 1)
             continue;
         snprintf(path, sizeof path, "/sys/devices/system/cpu/%s/online", entry->d_name);
         char *online = read_file(path, NULL);
-        if (online && *online == '0')
-            write_file(path, "1", 1, 0);
+        const char *state = number < wanted ? "1" : "0";
+        if (online && *online != *state)
+            write_file(path, state, 1, 0);
         free(online);
     }
     if (processors)
@@ -68,14 +69,16 @@ static int grow_delta(uint64_t *bytes) {
     return error ? error : grow_filesystem(*bytes / EXT4_BLOCK_BYTES);
 }
 
-void adapt(void) {
-    uint8_t frame[HEADER_BYTES + 16];
-    uint64_t bytes = 0;
-    put_header(frame, FRAME_ADAPTED, 16);
-    put_u32(frame + HEADER_BYTES, start_processors());
+void adapt(uint32_t processors) {
+    uint8_t frame[HEADER_BYTES + 24];
+    uint64_t bytes = 0, memory = (uint64_t)sysconf(_SC_PHYS_PAGES) * (uint64_t)sysconf(_SC_PAGESIZE);
+    put_header(frame, FRAME_ADAPTED, 24);
+    put_u32(frame + HEADER_BYTES, use_processors(processors));
     put_u32(frame + HEADER_BYTES + 4, (uint32_t)grow_delta(&bytes));
     put_u32(frame + HEADER_BYTES + 8, (uint32_t)(bytes >> 32));
     put_u32(frame + HEADER_BYTES + 12, (uint32_t)bytes);
+    put_u32(frame + HEADER_BYTES + 16, (uint32_t)(memory >> 32));
+    put_u32(frame + HEADER_BYTES + 20, (uint32_t)memory);
     if (write(control_port, frame, sizeof frame) < 0)
         errno = 0; /* whoever asked has gone */
 }

@@ -136,21 +136,22 @@ static void stop_others(void) {
 
 static void serve_stop(void) {
     int epoll = epoll_create1(EPOLL_CLOEXEC);
-    uint8_t frame[HEADER_BYTES];
+    uint8_t frame[HEADER_BYTES + 4];
     size_t have = 0;
     watch(epoll, control_port, EPOLLIN | EPOLLET);
     for (;;) {
-        ssize_t got = read(control_port, frame + have, sizeof frame - have);
+        size_t want = have && frame[0] == FRAME_ADAPT ? sizeof frame : HEADER_BYTES;
+        ssize_t got = read(control_port, frame + have, want - have);
         if (got <= 0) {
             struct epoll_event event;
             have = 0; /* a frame never straddles two clients */
             epoll_wait(epoll, &event, 1, -1);
-        } else if ((have += (size_t)got) == sizeof frame) {
+        } else if ((have += (size_t)got) == (frame[0] == FRAME_ADAPT ? sizeof frame : HEADER_BYTES)) {
             have = 0;
             if (frame[0] == FRAME_STOP)
                 access("/delta/upper", F_OK) ? stop_systemd() : stop_others();
             else if (frame[0] == FRAME_ADAPT)
-                adapt();
+                adapt(get_u32(frame + HEADER_BYTES));
         }
     }
 }

@@ -168,8 +168,8 @@ static bool feed_command(void) {
 static void obey(uint8_t type, const uint8_t *payload, size_t size) {
     if (type == FRAME_STOP && !command.ended)
         kill(command.pid, SIGTERM);
-    else if (type == FRAME_ADAPT)
-        adapt();
+    else if (type == FRAME_ADAPT && size == 4)
+        adapt(get_u32(payload));
     else if (type == FRAME_RESIZE && size == 4)
         resize((unsigned)(payload[0] << 8 | payload[1]), (unsigned)(payload[2] << 8 | payload[3]));
     else if (type == FRAME_END_OF_INPUT)

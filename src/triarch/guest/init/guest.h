@@ -89,8 +89,8 @@ void configure_networkd(void);
 void run_app(void) __attribute__((noreturn));
 /* Fork the supervisor of the SSH port and, unless PID 1 itself is ours, the one that heeds STOP. */
 void start_agent(int port, bool app);
-/* Take up processors and room on the delta that came since, and tell the host what there is now. */
-void adapt(void);
+/* Use that many processors, all room on the delta's disk, and tell the host what there is now. */
+void adapt(uint32_t processors);
 int exit_hook(int argc, char **argv);
 int login_shell(int argc, char **argv);
 /* Hold all filesystems of the machine still until standard input ends, or for `seconds` after its last byte. */
