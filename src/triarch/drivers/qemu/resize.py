@@ -168,7 +168,7 @@ def _limit(spec: MachineSpec, limits: Limits) -> None:
 
 
 async def _set_processors(client: QMPClient, spec: MachineSpec, run: Run, present: _Present, count: int) -> None:
-    """Plugged in by QEMU, used by the guest. What it is not to use stays plugged in, and a control group bounds it anyhow.
+    """Plugged in by QEMU, used by the guest. What it is not to use stays plugged in; a control group bounds it anyhow.
 
     Under TCG a processor that was taken out could not come back (`tcg_register_thread` of QEMU 7.2 aborts).
     """
