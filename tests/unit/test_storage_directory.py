@@ -91,7 +91,7 @@ def test_leftovers_of_a_killed_daemon_are_swept(pool: DirectoryPool) -> None:
     for name in ("layers/.new-layer", "deltas/.half", "blank/.half"):
         (pool.root / name).write_bytes(b"half")
     pool.prepare()
-    assert tree(pool.root) == {"layers", "deltas", "blank", "sets"}
+    assert tree(pool.root) == {"layers", "deltas", "blank", "sets", "volumes"}
 
 
 def test_second_verification_does_not_read_the_layer(

@@ -11,7 +11,8 @@ from triarch.cli.arguments import completes, examples, machine_argument
 from triarch.cli.listing import Listing, list_options
 from triarch.cli.output import Column, age, join, output_option, print_record
 from triarch.cli.session import Session
-from triarch.errors import NotFound, Unsupported, WrongState
+from triarch.errors import Error, NotFound, Unsupported, WrongState
+from triarch.model.device import HardwareInfo
 from triarch.model.driver import Usage
 from triarch.model.machine import MachineView
 from triarch.model.resources import format_size
@@ -117,6 +118,14 @@ class MachineInfo(MachineView, frozen=True, kw_only=True):
     """A machine and what it uses now; None where it does not run or its architecture does not measure."""
 
     usage: Usage | None
+    sees: HardwareInfo | None = None
+
+
+def _sees(info: MachineInfo) -> str:
+    """The paravirtualization in effect."""
+    if info.sees is None:
+        return info.hardware.value
+    return f"kernel {', '.join(info.sees.kernel)}; drivers {', '.join(info.sees.drivers)} ({info.sees.detail})"
 
 
 def _limits(view: MachineView) -> str:
@@ -171,6 +180,8 @@ INFO_COLUMNS = (
     Column[MachineInfo]("Network", lambda view: view.network),
     Column[MachineInfo]("IPv4", lambda view: view.address or "-"),
     Column[MachineInfo]("MAC", lambda view: view.mac or "-"),
+    Column[MachineInfo]("Hardware", _sees),
+    Column[MachineInfo]("Devices", lambda view: " ".join(sorted(view.devices)) or "-"),
     Column[MachineInfo]("Limits", _limits),
     Column[MachineInfo]("Disk", lambda view: format_size(view.resources.disk_bytes)),
     Column[MachineInfo]("Usage", _usage),
@@ -199,8 +210,18 @@ def info_command(session: Session, name: str, output_format: str) -> None:
     """Show all about one machine."""
     client = session.client
     view = client.machine(name)
-    info = MachineInfo(**msgspec.structs.asdict(view), usage=_usage_of(client, view))
+    info = MachineInfo(**msgspec.structs.asdict(view), usage=_usage_of(client, view), sees=_seen_by(client, view))
     print_record(info, INFO_COLUMNS, output_format)
+
+
+def _seen_by(client: Client, view: MachineView) -> HardwareInfo | None:
+    """None for a machine that does not run, or is too busy with its start to tell."""
+    if view.state is not State.RUNNING:
+        return None
+    try:
+        return client.devices.hardware(view.name)
+    except Error:
+        return None
 
 
 def _usage_of(client: Client, view: MachineView) -> Usage | None:

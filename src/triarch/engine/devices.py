@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import posixpath
 
 import msgspec
@@ -12,7 +13,7 @@ from triarch.engine.operations import Operations
 from triarch.engine.services import Services
 from triarch.engine.set_machine import plan_change
 from triarch.engine.settings import origins_of
-from triarch.errors import Exists, InUse, Invalid, NotFound, Unsupported, WrongState
+from triarch.errors import Exists, InUse, Invalid, NotFound, TimedOut, Unsupported, WrongState
 from triarch.host.sources import check_source
 from triarch.model.device import (
     AddDevice,
@@ -32,6 +33,8 @@ from triarch.model.state import State
 
 # Serial numbers of disks that every VM has.
 _TAKEN_NAMES = frozenset({"delta", "modules", "layer", "lo", "eth0"})
+# A guest that runs tells it at once; one that boots is not waited for.
+_TELL_SECONDS = 2.0
 _KERNEL_FOLDERS = ("/proc", "/sys", "/dev")
 
 
@@ -114,7 +117,13 @@ class Devices:
         driver = self._services.driver(machine)
         if not isinstance(driver, Inspectable):
             raise Unsupported(f"architecture '{machine.architecture}' does not tell which hardware a machine sees")
-        return await driver.hardware(self._services.spec(machine))
+        try:
+            async with asyncio.timeout(_TELL_SECONDS):
+                return await driver.hardware(self._services.spec(machine))
+        except TimeoutError as error:
+            raise TimedOut(
+                f"machine '{name}' does not tell which hardware it sees: it is busy with its start", machine=name
+            ) from error
 
     def _changeable(self, name: str) -> Machine:
         machine = self._services.machines.get(check_machine_name(name))

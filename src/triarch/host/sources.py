@@ -93,7 +93,8 @@ def usb_node(usb_id: str) -> str:
     nodes = []
     for entry in sorted(_USB_DEVICES.glob("*")):
         try:
-            if ((entry / "idVendor").read_text().strip(), (entry / "idProduct").read_text().strip()) == (vendor, product):
+            found = [(entry / name).read_text().strip() for name in ("idVendor", "idProduct")]
+            if found == [vendor, product]:
                 numbers = (int((entry / name).read_text()) for name in ("busnum", "devnum"))
                 nodes.append(_USB_NODES.joinpath(*(f"{number:03}" for number in numbers)))
         except (OSError, ValueError):

@@ -33,7 +33,7 @@ _FREE_SECONDS = 5.0
 
 
 async def attach(launcher: Launcher, record: Record, spec: MachineSpec, device: ResolvedDevice, *, new: bool) -> None:
-    """Plug it in. A `new` container has its cards, and its rules where they cannot be changed later, since it was made."""
+    """Plug it in. A `new` container has its cards since it was made, and rules where those cannot be changed later."""
     if isinstance(device.device, NicDevice):
         if not new:
             await asyncio.to_thread(_connect, record, device)

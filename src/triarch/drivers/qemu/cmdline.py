@@ -231,7 +231,8 @@ def _room_for_devices(spec: MachineSpec, config: GuestConfig) -> tuple[str, ...]
 
     Memory that virtiofsd shares is a memfd. Where there are devices from the start, the VM waits for them.
     """
-    bridge = () if config.attached and not spec.devices else ("-device", f"pci-bridge,id={BRIDGE},chassis_nr=1,addr=0x10")
+    bridged = bool(spec.devices) or not config.attached
+    bridge = ("-device", f"pci-bridge,id={BRIDGE},chassis_nr=1,addr=0x10") if bridged else ()
     size = memory_bytes(spec.machine.resources)
     memory = ("-object", f"memory-backend-memfd,id={SHARED_MEMORY},size={size},share=on") if has_folders(spec) else ()
     return (*bridge, *memory, *(("-S",) if spec.devices else ()))

@@ -1,7 +1,7 @@
 """Devices of a VM: plugged into QEMU over its monitor, then taken up by the guest's agent.
 
-At a start QEMU waits (`-S`) until all are plugged in, by the same commands as later; the guest's init then takes them up
-from its configuration. QEMU opens nothing by name: it is handed open descriptors.
+At a start QEMU waits (`-S`) until all are plugged in, by the same commands as later; the guest's init then takes them
+up from its configuration. QEMU opens nothing by name: it is handed open descriptors.
 """
 
 from __future__ import annotations

@@ -41,7 +41,9 @@ def parse_hardware(report: bytes) -> HardwareInfo:
         *(f"{device}: {driver}" for device, driver in sorted(drivers.items())),
     ]
     return HardwareInfo(
-        kernel=_kernel(said), drivers=tuple(sorted({_family(each) for each in drivers.values()})), detail=", ".join(detail)
+        kernel=_kernel(said),
+        drivers=tuple(sorted({_family(each) for each in drivers.values()})),
+        detail=", ".join(detail),
     )
 
 

@@ -39,6 +39,7 @@ from triarch.host.launcher.protocol import (
     Reply,
     Unplug,
     Visit,
+    Work,
 )
 from triarch.host.launcher.protocol import place_in as place_in
 from triarch.host.process import program_environment
@@ -132,7 +133,7 @@ class Launcher:
         async with self._slots:
             return await self._exchange(request)
 
-    async def _exchange(self, request: Launch | Probe | Visit | Join | Plug | Unplug, fds: tuple[int, ...] = ()) -> Reply:
+    async def _exchange(self, request: Work, fds: tuple[int, ...] = ()) -> Reply:
         number = next(self._numbers)
         request = msgspec.structs.replace(request, id=number)
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
@@ -158,7 +159,7 @@ class Launcher:
         with suppress(Error):
             await future
 
-    async def _send(self, request: Launch | Probe | Visit | Join | Plug | Unplug | Cancel, fds: tuple[int, ...] = ()) -> None:
+    async def _send(self, request: Work | Cancel, fds: tuple[int, ...] = ()) -> None:
         async with self._sending:
             connection = self._connection or self._connect()
             message = msgspec.json.encode(request)

@@ -197,5 +197,7 @@ class Done(msgspec.Struct, frozen=True, kw_only=True, tag="done"):
     id: int
 
 
-Request = Launch | Probe | Visit | Join | Plug | Unplug | Cancel
+# What a child of the launcher does.
+Work = Launch | Probe | Visit | Join | Plug | Unplug
+Request = Work | Cancel
 Reply = Launched | Refused | Done

@@ -19,6 +19,7 @@ from triarch.errors import Damaged, Error, Exhausted
 from triarch.host.cgroup import cgroup_trees
 from triarch.host.launcher.launch import Steps, launch, probe, sources
 from triarch.host.launcher.layers import Layers
+from triarch.host.launcher.plug import plug, unplug
 from triarch.host.launcher.protocol import (
     MAX_MESSAGE_BYTES,
     Cancel,
@@ -33,9 +34,9 @@ from triarch.host.launcher.protocol import (
     Request,
     Unplug,
     Visit,
+    Work,
     place_in,
 )
-from triarch.host.launcher.plug import plug, unplug
 from triarch.host.launcher.visit import join, visit
 from triarch.host.syscalls import (
     CLONE_NEWNS,
@@ -124,7 +125,7 @@ class Server:
             os.close(fd)
         return True
 
-    def _begin(self, request: Launch | Probe | Visit | Join | Plug | Unplug, fds: list[int]) -> None:
+    def _begin(self, request: Work, fds: list[int]) -> None:
         if self._broken is not None:
             self._send(refusal(request.id, "enter a mount namespace", self._broken))
             return
@@ -146,7 +147,7 @@ class Server:
         self._children[request.id] = child
         self._selector.register(child.pidfd, selectors.EVENT_READ, child)
 
-    def _run_child(self, request: Launch | Probe | Visit | Join | Plug | Unplug, fds: list[int], answer_write: int) -> None:
+    def _run_child(self, request: Work, fds: list[int], answer_write: int) -> None:
         steps = Steps()
         answer: Reply
         try:
