@@ -13,6 +13,7 @@ from triarch.drivers.base import Driver
 from triarch.engine.cards import check_host_port, ports_of
 from triarch.engine.first_boot import FirstBootWork
 from triarch.engine.services import Services
+from triarch.host.grow import grow_at_rest
 from triarch.model.device import VolumeDevice
 from triarch.model.driver import MachineSpec, Observation
 from triarch.model.machine import Exit, Machine
@@ -134,6 +135,8 @@ class MachineActions:
         await self.verify_layers()
         if self.current.state is State.FAILED:
             await self.check_delta()
+        # Where it could not grow while the machine ran, it does now.
+        await asyncio.to_thread(grow_at_rest, self.services.pool.delta_path(self.machine.uuid))
         await self.prepare_volumes()
         if self.driver.needs_guest_pack:
             await self.need_guest_pack()

@@ -226,7 +226,11 @@ class SetMachineProcedure:
         path = self._services.pool.delta_path(machine.uuid)
         await asyncio.to_thread(_lengthen, path, self.arguments.after.resources.disk_bytes)
         if runs and isinstance(driver, Resizable):
-            await driver.grow_disk(self._services.spec(self.arguments.after))
+            try:
+                await driver.grow_disk(self._services.spec(self.arguments.after))
+            except Unsupported as refusal:
+                # The file has grown; the next start lets the filesystem have it.
+                self._leave(("disk_bytes",), refusal.message)
         else:
             await asyncio.to_thread(grow_at_rest, path)
 
