@@ -27,7 +27,6 @@ _DELEGATED_V2: tuple[str, ...] = ("cgroup.procs", "cgroup.threads", "cgroup.subt
 V2_IO_WEIGHTS: tuple[str, ...] = ("io.weight", "io.bfq.weight")
 _FREEZE_SECONDS = 10.0
 _POLL_SECONDS = 0.002
-_NANOSECONDS = 1_000_000_000
 
 
 class CgroupTrees(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,14 +43,6 @@ class CgroupTrees(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def roots(self) -> tuple[Path, ...]:
         return tuple(dict.fromkeys(self.controllers.values()))
-
-
-class CgroupUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """What a group used so far and holds now. Memory leaves out file cache that could be dropped at once."""
-
-    cpu_seconds: float
-    memory_bytes: int
-    processes: int
 
 
 @cache
@@ -183,27 +174,6 @@ def is_frozen(path: str) -> bool:
         return False
 
 
-def usage(path: str) -> CgroupUsage:
-    """What the group uses. Raises `Unavailable` when it does not exist or a controller is missing."""
-    trees = cgroup_trees()
-    try:
-        if trees.version == 2:
-            group = _V2_ROOT / path.lstrip("/")
-            cpu_seconds = _counter(group / "cpu.stat", "usage_usec") / 1_000_000
-            current, inactive = group / "memory.current", _counter(group / "memory.stat", "inactive_file")
-            pids = group / "pids.current"
-        else:
-            parts = {name: trees.controllers[name] / path.lstrip("/") for name in ("cpuacct", "memory", "pids")}
-            cpu_seconds = int((parts["cpuacct"] / "cpuacct.usage").read_text()) / _NANOSECONDS
-            current = parts["memory"] / "memory.usage_in_bytes"
-            inactive = _counter(parts["memory"] / "memory.stat", "total_inactive_file")
-            pids = parts["pids"] / "pids.current"
-        memory_bytes = max(0, int(current.read_text()) - inactive)
-        return CgroupUsage(cpu_seconds=cpu_seconds, memory_bytes=memory_bytes, processes=int(pids.read_text()))
-    except (OSError, KeyError) as error:
-        raise Unavailable(f"cannot measure control group {path}: {error}") from error
-
-
 def remove(path: str) -> bool:
     """Remove the group from every tree, with all that a guest made below it; absent is success.
 
@@ -268,11 +238,3 @@ def _remove_tree(group: Path) -> None:
 def _replace(old_fd: int, new_fd: int) -> int:
     os.close(old_fd)
     return new_fd
-
-
-def _counter(path: Path, name: str) -> int:
-    for line in path.read_text().splitlines():
-        key, _, value = line.partition(" ")
-        if key == name:
-            return int(value)
-    return 0

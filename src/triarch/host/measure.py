@@ -16,10 +16,16 @@ _PRIVATE = ("RssAnon", "RssShmem", "VmSwap")
 
 
 class ProcessUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """Processor time since it began, and the memory that is its own: not files, whoever else maps them."""
+    """Processor time since it began, and the memory that is its own: not files, whoever else maps them.
+
+    Of the disk counts what missed the page cache; None where that may not be seen (/proc/PID/io).
+    """
 
     cpu_seconds: float
     memory_bytes: int
+    swap_bytes: int
+    disk_read_bytes: int | None
+    disk_written_bytes: int | None
 
 
 def measure(process: ProcessId) -> ProcessUsage:
@@ -34,5 +40,21 @@ def measure(process: ProcessId) -> ProcessUsage:
         raise Unavailable(f"process {process.pid} has ended")
     # User and system time are fields 14 and 15; the split begins with field 3.
     ticks = int(stat[11]) + int(stat[12])
-    kibibytes = sum(int(line.split()[1]) for line in status.splitlines() if line.partition(":")[0] in _PRIVATE)
-    return ProcessUsage(cpu_seconds=ticks / _TICKS_PER_SECOND, memory_bytes=kibibytes << 10)
+    sizes = {line.partition(":")[0]: line for line in status.splitlines()}
+    own, swapped = (int(sizes[name].split()[1]) << 10 if name in sizes else 0 for name in _PRIVATE)
+    read, written = _disk(directory)
+    return ProcessUsage(
+        cpu_seconds=ticks / _TICKS_PER_SECOND,
+        memory_bytes=own + swapped,
+        swap_bytes=swapped,
+        disk_read_bytes=read,
+        disk_written_bytes=written,
+    )
+
+
+def _disk(directory: Path) -> tuple[int | None, int | None]:
+    try:
+        values = dict(line.split(": ", 1) for line in (directory / "io").read_text().splitlines())
+        return int(values["read_bytes"]), int(values["write_bytes"])
+    except (OSError, KeyError, ValueError):
+        return None, None

@@ -26,6 +26,7 @@ from triarch.drivers.container.files import serve_files
 from triarch.drivers.container.freeze import Freezes
 from triarch.drivers.container.hardware import hardware_of_host
 from triarch.drivers.container.log import LogPump, RunLog
+from triarch.drivers.container.metering import usage_of
 from triarch.drivers.container.monitor import Attachment, conmon_command, resize_console
 from triarch.drivers.container.prerequisites import check_host, runtime_version
 from triarch.drivers.container.record import (
@@ -252,8 +253,7 @@ class ContainerDriver:
         run = await self._run_of(spec)
         if run is None:
             raise WrongState(f"cannot measure machine '{spec.machine.name}': it does not run")
-        used = cgroup.usage(spec.cgroup)
-        return Usage(cpu_seconds=used.cpu_seconds, memory_bytes=used.memory_bytes, processes=used.processes)
+        return usage_of(spec)
 
     async def attach(self, spec: MachineSpec, device: ResolvedDevice) -> None:
         run = await self._running(spec, "attach a device to")

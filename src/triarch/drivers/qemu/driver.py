@@ -27,6 +27,7 @@ from triarch.drivers.qemu.devices import Devices, was_interrupted
 from triarch.drivers.qemu.freeze import Freezes
 from triarch.drivers.qemu.hardware import ask_hardware
 from triarch.drivers.qemu.launch import launch, owner_of
+from triarch.drivers.qemu.metering import usage_of
 from triarch.drivers.qemu.monitor import is_paused, monitor
 from triarch.drivers.qemu.run import Record, Run, new_record, runs
 from triarch.drivers.qemu.watch import Watch, Watches, remove_group
@@ -47,7 +48,6 @@ from triarch.guest.agent import Agent
 from triarch.guest.freeze import set_clock
 from triarch.guest.keys import generate_keys
 from triarch.guest.protocol import Stop
-from triarch.host.measure import measure
 from triarch.host.rights import rights
 from triarch.host.spawn import reap
 from triarch.model.device import HardwareInfo
@@ -403,10 +403,7 @@ class QemuDriver:
         await resize.grow_disk(spec, watch.run, watch.process, owner_of(spec))
 
     async def usage(self, spec: MachineSpec) -> Usage:
-        """Memory is what QEMU has for itself: guest memory that was touched, not the template that VMs share."""
-        watch = self._need_live(spec, "measure")
-        used = measure(watch.process)
-        return Usage(cpu_seconds=used.cpu_seconds, memory_bytes=used.memory_bytes)
+        return usage_of(spec, self._need_live(spec, "measure").process)
 
 
 class HostedDriver(QemuDriver):
