@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from triarch.engine.capture import check_checkpoint
 from triarch.engine.machine_actions import MachineActions
 from triarch.engine.operations import Operations
+from triarch.engine.policies import check_unprotected
 from triarch.engine.services import Services
 from triarch.engine.snapshot_procedures import (
     DeleteSnapshot,
@@ -51,7 +52,8 @@ class Snapshots:
     async def create(self, name: str, request: CreateSnapshot, *, scheduled: bool = False) -> Operation:
         """Take one; a running machine stands still for the moment of the copy."""
         machine = self._free_machine(name)
-        snapshot_name = request.name or self._free_name(machine, "auto" if scheduled else "snap")
+        now = datetime.now(UTC)
+        snapshot_name = request.name or (f"auto-{now:%Y%m%d-%H%M%S}" if scheduled else self._free_name(machine))
         self._services.snapshots.check_free(machine, snapshot_name)
         if request.stateful:
             if machine.state is not State.RUNNING:
@@ -61,7 +63,6 @@ class Snapshots:
                     machine=name,
                 )
             await check_checkpoint(MachineActions(self._services, machine))
-        now = datetime.now(UTC)
         expires = request.expires_after_seconds
         snapshot = Snapshot(
             id=str(uuid.uuid4()),
@@ -76,9 +77,9 @@ class Snapshots:
         arguments = SnapshotArguments(machine=machine, snapshot=snapshot)
         return self._operations.begin(TakeSnapshot(self._services, arguments))
 
-    def _free_name(self, machine: Machine, stem: str) -> str:
+    def _free_name(self, machine: Machine) -> str:
         taken = {snapshot.name for snapshot in self._services.snapshots.of(machine.uuid)}
-        return next(name for name in (f"{stem}{number}" for number in range(len(taken) + 1)) if name not in taken)
+        return next(name for name in (f"snap{number}" for number in range(len(taken) + 1)) if name not in taken)
 
     async def delete(self, name: str, snapshot: str) -> Operation:
         machine = self._free_machine(name)
@@ -97,6 +98,7 @@ class Snapshots:
     async def restore(self, name: str, request: RestoreSnapshot) -> Operation | None:
         """Bring the machine back. With `check` nothing is done and None says that it would work."""
         machine = self._free_machine(name)
+        check_unprotected(machine, "restore")
         snapshot = self._services.snapshots.get(machine, request.snapshot)
         await self._services.architectures.need(machine.architecture)
         if request.check:
