@@ -16,19 +16,7 @@ from triarch.cli.arguments import CommandAfterDashes, examples_of
 
 ROOT = Path(__file__).parents[2]
 # Functions of the tests that run the command line with the words that they are given.
-RUNNERS = {
-    "run",
-    "triarch_argv",
-    "triarch",
-    "cli",
-    "ok",
-    "out",
-    "start_cli",
-    "imported_by",
-    "json_of",
-    "fails",
-    "popen",
-}
+RUNNERS = {"run", "triarch_argv", "triarch", "cli", "out", "complaint", "interrupted"}
 Path_ = tuple[str, ...]
 
 
@@ -114,11 +102,15 @@ def test_names_of_things_are_completed(path: Path_) -> None:
 
 
 def used_by_tests() -> set[Path_]:
-    """Every command that a call of a runner in a test names."""
+    """Every command that a call of a runner in a test names, or that a script of the tests runs."""
     used: set[Path_] = set()
     for file in sorted([*(ROOT / "tests").rglob("*.py"), *(ROOT / "src/triarch/testing").rglob("*.py")]):
         for node in ast.walk(ast.parse(file.read_text())):
             used.update(path for words in lines_of(node) for path in paths_of(words))
+    for file in sorted((ROOT / "tests").rglob("*.sh")):
+        script = re.sub(r"^\s*#.*$", "", file.read_text(), flags=re.MULTILINE)
+        for line in re.findall(r"\btriarch ([^;|&\n]*)", script):
+            used.update(paths_of(line.split()))
     return used
 
 
