@@ -41,12 +41,12 @@ def measure(process: ProcessId) -> ProcessUsage:
     # User and system time are fields 14 and 15; the split begins with field 3.
     ticks = int(stat[11]) + int(stat[12])
     sizes = {line.partition(":")[0]: line for line in status.splitlines()}
-    own, swapped = (int(sizes[name].split()[1]) << 10 if name in sizes else 0 for name in _PRIVATE)
+    bytes_of = {name: int(sizes[name].split()[1]) << 10 for name in _PRIVATE if name in sizes}
     read, written = _disk(directory)
     return ProcessUsage(
         cpu_seconds=ticks / _TICKS_PER_SECOND,
-        memory_bytes=own + swapped,
-        swap_bytes=swapped,
+        memory_bytes=sum(bytes_of.values()),
+        swap_bytes=bytes_of.get("VmSwap", 0),
         disk_read_bytes=read,
         disk_written_bytes=written,
     )
