@@ -108,6 +108,7 @@ static int execute(char *request, size_t size) {
     clearenv();
     if (terminal)
         setenv("TERM", terminal, 1);
+    setsid(); /* without a terminal, the server's own session; with one, it has made one already */
     if (timeout_ms)
         limit_time(timeout_ms, strtoul(words[GRACE], NULL, 10));
     if (enter_machine())

@@ -70,7 +70,7 @@ class CheckSessions(DriverFixtures):
         began = time.monotonic()
         wanted = msgspec.structs.replace(request("echo begun; sleep 1000"), timeout_seconds=rig.seconds(1))
         done, far_end = await rig.exec(wanted)
-        assert (done.code, far_end.stdout) == (TIMED_OUT_CODE, b"begun\n")
+        assert (done.code, far_end.stdout) == (TIMED_OUT_CODE, b"begun\n"), (done, far_end.stderr)
         assert "timed out" in done.reason
         assert time.monotonic() - began < rig.seconds(20)
 
