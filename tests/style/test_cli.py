@@ -150,7 +150,7 @@ def words_of(nodes: list[ast.expr]) -> list[str]:
 
 def paths_of(words: list[str]) -> Iterator[Path_]:
     """The command, if it is one, that the words begin with; options of `triarch` itself may stand before it."""
-    while words[:1] and words[0].startswith("-"):
+    while words[:1] and (words[0] == "?" or words[0].startswith("-")):
         words = words[2:] if words[0] == "--root" else words[1:]
     group: click.Command = cli
     path: Path_ = ()
