@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from triarch.cli.arguments import architecture_option
 from triarch.cli.progress import finish
 from triarch.cli.session import Session
 from triarch.errors import Invalid, NotFound
@@ -96,7 +97,7 @@ def _unfinished(session: Session, note: Path, source: str) -> str | None:
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.argument("new_name", required=False)
-@click.option("--as", "architecture", metavar="ARCH", help="Run it under this architecture.")
+@architecture_option("--as", help="Run it under this architecture.")
 @click.option("--start", is_flag=True, help="Start it, too.")
 @click.pass_obj
 def import_command(session: Session, file: Path, new_name: str | None, architecture: str | None, start: bool) -> None:

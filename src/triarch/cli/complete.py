@@ -51,6 +51,13 @@ def architectures(client: Client, _: click.Context) -> Iterable[str]:
 
 
 @_completer
+def snapshots(client: Client, ctx: click.Context) -> Iterable[str]:
+    """Of the machine that the command line has named already."""
+    name = ctx.params.get("name")
+    return (snapshot.name for snapshot in client.snapshots.list(name)) if name else ()
+
+
+@_completer
 def operations(client: Client, _: click.Context) -> Iterable[str]:
     return (operation.id for operation in client.operations() if not operation.status.ended)
 

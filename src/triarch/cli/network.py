@@ -115,7 +115,13 @@ def _editable_options(command: Any) -> Any:
     ),
 )
 @click.argument("name", metavar="NETWORK")
-@click.option("--kind", type=click.Choice([kind.value for kind in NetworkKind]), default="nat", show_default=True)
+@click.option(
+    "--kind",
+    type=click.Choice([kind.value for kind in NetworkKind]),
+    default="nat",
+    show_default=True,
+    help="How it reaches beyond its machines.",
+)
 @click.option("--ipv4", metavar="CIDR", help="Its addresses, such as 10.9.0.0/24 (a free range).")
 @click.option("--ipv6", metavar="CIDR", help="Its IPv6 addresses, or 'none' (a free local range).")
 @click.option("--parent", metavar="INTERFACE", help="The host's interface of a bridge or macvlan network.")
@@ -243,7 +249,7 @@ def acl_list(session: Session, listing: Listing[NumberedRule], name: str) -> Non
 @click.option("--machine", metavar="NAME", help="Only for this machine.", shell_complete=completes("machines"))
 @click.option("--label", metavar="K[=V]", help="Only for machines with this label.")
 @click.option("--peer", metavar="PEER", help="Who is at the other end: a CIDR, machine:NAME or label:K=V.")
-@click.option("--protocol", type=click.Choice([protocol.value for protocol in Protocol]))
+@click.option("--protocol", type=click.Choice([protocol.value for protocol in Protocol]), help="Only this protocol.")
 @click.option("--ports", metavar="N,N", default="", help="Ports of the one who is called.")
 @click.option("--position", type=click.IntRange(min=1), help="Before the rule that is there now (at the end).")
 @click.pass_obj

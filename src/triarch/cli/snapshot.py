@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import click
 
-from triarch.cli.app import unknown_command
-from triarch.cli.arguments import machine_argument
-from triarch.cli.output import Column, age, output_option, print_record, print_rows
+from triarch.cli.arguments import NounGroup, completes, machine_argument
+from triarch.cli.dry_run import dry_run_option, would
+from triarch.cli.listing import Listing, list_options
+from triarch.cli.output import Column, age, output_option, print_record
 from triarch.cli.progress import each, finish
 from triarch.cli.session import Session
 from triarch.model.resources import format_size
 from triarch.model.snapshot import CreateSnapshot, RestoreSnapshot, Snapshot
 
-ALIASES = {"ls": "list", "rm": "delete", "new": "create"}
 _UNITS = {"m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -32,16 +32,10 @@ class Lifetime(click.ParamType[int]):
         return int(number) * _UNITS[unit]
 
 
-class SnapshotGroup(click.Group):
-    """With short names and suggestions."""
+class SnapshotGroup(NounGroup):
+    """`new` is `create` too."""
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, ALIASES.get(cmd_name, cmd_name))
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            raise unknown_command(args[0], "snapshot", (*self.commands, *ALIASES))
-        return super().resolve_command(ctx, args)
+    aliases: ClassVar[dict[str, str]] = {**NounGroup.aliases, "new": "create"}
 
 
 @click.group(
@@ -54,14 +48,7 @@ def snapshot_command() -> None:
     """Take, list, compare and delete snapshots of machines."""
 
 
-def _complete_snapshots(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    name = ctx.params.get("name")
-    client = Session(ctx.find_root().params.get("root")).running_client()
-    names = [each.name for each in client.snapshots.list(name)] if client is not None and name else []
-    return [name for name in names if name.startswith(incomplete)]
-
-
-_snapshot_argument = click.argument("snapshot", shell_complete=_complete_snapshots)
+_snapshot_argument = click.argument("snapshot", shell_complete=completes("snapshots"))
 
 
 def _frozen(snapshot: Snapshot) -> str:
@@ -83,6 +70,11 @@ COLUMNS = (
         lambda each: each.expires_at.strftime("%Y-%m-%d %H:%M") if each.expires_at else "-",
         machine_value=lambda each: each.expires_at.isoformat() if each.expires_at else "",
     ),
+)
+MORE_COLUMNS = (
+    Column[Snapshot]("FROZEN", _frozen, right=True),
+    Column[Snapshot]("CONSISTENCY", lambda each: each.consistency.value),
+    Column[Snapshot]("DESCRIPTION", lambda each: each.description),
 )
 INFO_COLUMNS = (
     Column[Snapshot]("Name", lambda each: each.name),
@@ -137,13 +129,17 @@ def snapshot_create(
         print("the guest did not answer: the snapshot is what a power cut would have left")
 
 
-@snapshot_command.command("list", epilog="Examples: triarch snapshot list web; triarch snapshot list web -o json")
+@snapshot_command.command(
+    "list",
+    epilog="Examples: triarch snapshot list web; triarch snapshot list web -o json; "
+    "triarch snapshot list web kind=scheduled --columns name,frozen",
+)
 @machine_argument()
-@output_option
+@list_options(COLUMNS, MORE_COLUMNS)
 @click.pass_obj
-def snapshot_list(session: Session, name: str, output_format: str) -> None:
+def snapshot_list(session: Session, name: str, listing: Listing[Snapshot]) -> None:
     """List the snapshots of a machine, oldest first."""
-    print_rows(session.client.snapshots.list(name), COLUMNS, output_format)
+    listing.print(session.client.snapshots.list(name))
 
 
 @snapshot_command.command("info", epilog="Examples: triarch snapshot info web before-upgrade")
@@ -158,12 +154,21 @@ def snapshot_info(session: Session, name: str, snapshot: str, output_format: str
 
 @snapshot_command.command("delete", epilog="Examples: triarch snapshot delete web before-upgrade snap0")
 @machine_argument()
-@click.argument("snapshots", metavar="SNAPSHOT...", nargs=-1, required=True, shell_complete=_complete_snapshots)
+@click.argument("snapshots", metavar="SNAPSHOT...", nargs=-1, required=True, shell_complete=completes("snapshots"))
+@dry_run_option
 @click.pass_obj
-def snapshot_delete(session: Session, name: str, snapshots: tuple[str, ...]) -> int:
+def snapshot_delete(session: Session, name: str, snapshots: tuple[str, ...], dry_run: bool) -> int:
     """Delete snapshots of a machine."""
     client = session.client
-    return each(snapshots, lambda snapshot: finish(client, client.snapshots.delete(name, snapshot)))
+
+    def delete(snapshot: str) -> None:
+        if dry_run:
+            found = client.snapshots.get(name, snapshot)
+            would("delete", f"snapshot {found.name} of {name} ({format_size(found.size_bytes)})")
+        else:
+            finish(client, client.snapshots.delete(name, snapshot))
+
+    return each(snapshots, delete)
 
 
 @snapshot_command.command("rename", epilog="Examples: triarch snapshot rename web snap0 before-upgrade")
