@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """One run of the command line, on the instance in `root` or TRIARCH_ROOT. The client is made, and the daemon started, when first asked for."""
+    """One run of the command line, on the instance in `root` or TRIARCH_ROOT.
+
+    The client is made, and the daemon started, when first asked for.
+    """
 
     def __init__(self, root: str | None) -> None:
         root = root or os.environ.get("TRIARCH_ROOT")
