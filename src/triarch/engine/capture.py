@@ -60,9 +60,14 @@ async def capture(machine: MachineActions, set_id: str) -> Captured:
 
 async def check_checkpoint(machine: MachineActions) -> Checkpointing:
     """The driver, if it can keep this machine's memory. Raises `Unsupported` with the reason."""
+    if isinstance(machine.driver, CheckpointProbe):
+        await machine.driver.check_checkpoint(machine.spec)
+    return need_checkpointing(machine)
+
+
+def need_checkpointing(machine: MachineActions) -> Checkpointing:
+    """The driver, if it has the capability."""
     driver = machine.driver
-    if isinstance(driver, CheckpointProbe):
-        await driver.check_checkpoint(machine.spec)
     if not isinstance(driver, Checkpointing):
         raise Unsupported(
             f"architecture '{driver.name}' cannot keep the memory of machine '{machine.machine.name}'",

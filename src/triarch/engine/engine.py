@@ -42,11 +42,13 @@ from triarch.engine.policies import check_unprotected
 from triarch.engine.profiles import Profiles
 from triarch.engine.records import Kept, MachineRecords, ProfileRecords, TemplateRecords
 from triarch.engine.resolve import resolve
+from triarch.engine.schedule import Schedule
 from triarch.engine.services import Services
 from triarch.engine.set_machine import SetMachineProcedure, plan_set
 from triarch.engine.settings import origins_of
 from triarch.engine.snapshot_records import SnapshotRecords
 from triarch.engine.snapshots import Snapshots
+from triarch.engine.spool import Spool
 from triarch.engine.supervise import Supervisor
 from triarch.engine.template_procedures import BuildTree, DeleteTemplate, ImportTree, TemplateArguments
 from triarch.engine.terminals import Terminals
@@ -122,6 +124,9 @@ class Engine:
         self._services.machines.heed = self._supervisor.heed
         self._lifecycle = Lifecycle(self._services, self._operations, journal, self._supervisor)
         self.snapshots = Snapshots(self._services, self._operations)
+        self._schedule = Schedule(
+            self._services, self._operations, self.snapshots, Spool(Path(instance.state_dir) / "backups")
+        )
         self.backups = Backups(self._services, self._operations, self._resolve, self._begin_new)
         self.networks = Networks(self._services, self._operations)
         self.devices = Devices(self._services, self._operations)
@@ -164,9 +169,11 @@ class Engine:
         self._services.network.start_watch()
         self.profiles.reconcile()
         await self._supervisor.begin()
+        await self._schedule.begin()
 
     async def close(self) -> None:
         """Let go: machines keep running, operations past their commit point stay in the journal."""
+        await self._schedule.close()
         await self._supervisor.close()
         self.terminals.close()
         await self.profiles.close()

@@ -14,8 +14,8 @@ from triarch.engine.capture import (
     Captured,
     capture,
     capture_with_memory,
-    check_checkpoint,
     let_go,
+    need_checkpointing,
     to_the_end,
 )
 from triarch.engine.machine_actions import MachineActions
@@ -253,11 +253,11 @@ class Restore(SnapshotProcedure):
         if not self.arguments.stateful:
             await self.machine.boot()
             return
-        driver = await check_checkpoint(self.machine)
+        checkpointing = need_checkpointing(self.machine)
         self.services.architectures.listen(self.machine.current.architecture)
         await self.machine.make_run_dir()
-        await driver.create(self.machine.spec)  # type: ignore[attr-defined]
-        await driver.load(self.machine.spec, str(self.services.pool.sets.path(self.snapshot.id) / MEMORY_FILE))
+        await self.machine.driver.create(self.machine.spec)
+        await checkpointing.load(self.machine.spec, str(self.services.pool.sets.path(self.snapshot.id) / MEMORY_FILE))
 
     async def _running(self) -> None:
         await self.machine.record_running()

@@ -174,7 +174,7 @@ class _Reader:
             part = "manifest" if reader is None else reader.part
             said = error.stderr_tail.splitlines()[-1:] or ["it cannot be decompressed"]
             reason = said[0].rpartition(": ")[2].strip().lower()
-            raise Damaged(f"backup {path.name} is damaged in its part '{part}': {reason}", part=part) from error
+            raise Damaged(f"the backup is damaged in its part '{part}': {reason}", part=part) from error
 
     def _read_manifest(self) -> BackupManifest:
         chunk = self._next()
@@ -185,7 +185,7 @@ class _Reader:
             version = found.get("format") if isinstance(found, dict) else None
             if version != FORMAT:
                 raise Invalid(
-                    f"backup {self._path.name} has format {version!r}; this Triarch reads format {FORMAT}",
+                    f"the backup has format {version!r}; this Triarch reads format {FORMAT}",
                     hint="triarch version",
                 )
             manifest = msgspec.json.decode(chunk.payload, type=BackupManifest)
@@ -288,7 +288,7 @@ class _Reader:
 
     def damaged(self, finding: str) -> Damaged:
         return Damaged(
-            f"backup {self._path.name} is damaged in its part '{self.part}': {finding}",
+            f"the backup is damaged in its part '{self.part}': {finding}",
             hint="export the machine again, or use another copy of the file",
             part=self.part,
         )

@@ -93,6 +93,10 @@ class DiskSets(Protocol):
         """Absent is success."""
         ...
 
+    def written_at(self, uuid: str) -> float:
+        """When one of the machine's own disks was last written, in seconds since 1970."""
+        ...
+
     def allocated_bytes(self, set_id: str) -> int:
         """What the set takes on disk, shared blocks included."""
         ...

@@ -190,6 +190,9 @@ class DirectorySets:
             path.rename(removed)
         shutil.rmtree(removed, ignore_errors=True)
 
+    def written_at(self, uuid: str) -> float:
+        return max((path.stat().st_mtime for path in self.machine_disks(uuid).values() if path.exists()), default=0.0)
+
     def allocated_bytes(self, set_id: str) -> int:
         return sum(path.stat().st_blocks * 512 for path in self.path(set_id).glob("*"))
 
