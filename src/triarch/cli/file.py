@@ -254,25 +254,24 @@ def edit_command(session: Session, target: str) -> int:
     place = parse_place(target)
     files = session.client.files
     with tempfile.TemporaryDirectory(prefix="triarch-edit-") as directory:
-        copy = Path(directory) / (os.path.basename(place.path).decode(errors="replace") or "file")  # noqa: PTH119
+        copy = Path(directory) / (os.fsdecode(os.path.basename(place.path)) or "file")  # noqa: PTH119
         found = files.stat(place.machine, place.path)
         if found is None:
             copy.touch(mode=0o644)
-            overrides = Overrides(uid=0, gid=0, mode=0o644)
+            path, overrides = place.path, Overrides(uid=0, gid=0, mode=0o644)
         elif found.kind is not FileKind.FILE:
             raise Invalid(f"cannot edit '{target}': it is no ordinary file")
         else:
-            with copy.open("wb") as file:
-                files.pull_stream(place.machine, place.path, file)
-            overrides = Overrides(uid=found.uid, gid=found.gid, mode=found.mode)
+            files.pull(place.machine, [found.path], os.fsencode(copy))
+            # Where a link leads, so that the link stays one.
+            path, overrides = found.path, Overrides(uid=found.uid, gid=found.gid, mode=found.mode)
         before = copy.read_bytes()
-        copy.chmod(0o600)
         click.edit(filename=str(copy))
         if copy.read_bytes() == before:
             print("nothing changed", file=sys.stderr)
             return 0
-        with copy.open("rb") as file:
-            return _tell(files.push_stream(place.machine, file, place.path, overrides))
+        os.utime(copy)
+        return _tell(files.push(place.machine, [os.fsencode(copy)], path, overrides=overrides))
 
 
 class Listed(msgspec.Struct, frozen=True, kw_only=True):

@@ -40,6 +40,12 @@ def error_of_fault(machine: str, verb: str, fault: FileFault, needed_bytes: int 
             needed_bytes=needed_bytes,
             free_bytes=fault.free_bytes,
         )
+    if fault.number == errno.EOVERFLOW:
+        return Invalid(
+            f"cannot {verb} '{where}': its owner or group has an id that machine '{machine}' has none for",
+            hint="triarch file push --uid 0 --gid 0 …",
+            machine=machine,
+        )
     kind = _CLASSES.get(fault.number, Failed)
     reason = os.strerror(fault.number).lower() if fault.number < 4096 else f"error {fault.number}"
     return kind(f"cannot {verb} '{where}': {reason}", machine=machine)

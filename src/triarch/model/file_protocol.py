@@ -16,7 +16,7 @@ DONE). What goes wrong with an object that is written is told some time before t
 
 Paths in requests are absolute. Those in answers to GET are relative to the object that was asked for, which is ""
 itself; a hard link's target is the path of an earlier entry. GET follows no link below the object. NO_DATA leaves the
-content out, SUM puts the content's SHA-256 into FINISH.
+content out, SUM puts the content's SHA-256 into FINISH. With FOLLOW, STAT answers with the path that the links lead to.
 
 An ENTRY with a `tag` is written to the file `.triarch-TAG.partial` beside its place, which a broken connection leaves
 there and `offset` goes on with. A directory that exists is left as it is; with TIMES_ONLY just its time is set.

@@ -73,7 +73,9 @@ static int open_place(const char *path) {
 static int dress(int fd, const struct files_entry *entry) {
     struct files_frame frame = {.at = entry->xattrs, .end = entry->xattrs + entry->xattrs_size};
     struct timespec times[2] = {{.tv_nsec = UTIME_OMIT}, {.tv_sec = entry->seconds, .tv_nsec = entry->nanoseconds}};
-    if (fchown(fd, entry->uid, entry->gid) || fchmod(fd, entry->mode & 07777))
+    if (fchown(fd, entry->uid, entry->gid))
+        return errno == EINVAL ? EOVERFLOW : errno; /* a container has ids up to 65,535 */
+    if (fchmod(fd, entry->mode & 07777))
         return errno;
     for (int i = 0; i < entry->xattr_count; i++) {
         char name[XATTR_NAME_MAX + 1];
@@ -199,6 +201,7 @@ static void make_other(const struct files_entry *entry) {
     if (made)
         return fail(errno);
     bool failed = entry->kind != 'h' && fchownat(put.parent, put.partial, entry->uid, entry->gid, AT_SYMLINK_NOFOLLOW);
+    errno = failed && errno == EINVAL ? EOVERFLOW : errno;
     failed = failed || (entry->kind == 'p' && fchmodat(put.parent, put.partial, entry->mode & 07777, 0));
     failed = failed || (entry->kind != 'h' && utimensat(put.parent, put.partial, times, AT_SYMLINK_NOFOLLOW));
     failed = failed || renameat(put.parent, put.partial, put.parent, put.name);

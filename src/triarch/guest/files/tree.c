@@ -313,13 +313,14 @@ static int open_parent(const char *path, char *room, const char **name) {
     return open(*room ? room : "/", O_PATH | O_DIRECTORY | O_CLOEXEC);
 }
 
+/* Where a path leads. */
+static char followed[PATH_MAX];
+
 static int find(const char *path, uint32_t flags, char *room, const char **name, struct stat *status) {
-    static char followed[PATH_MAX];
-    if (flags & FILES_FOLLOW) {
-        if (!realpath(path, followed))
-            return -1;
+    if (flags & FILES_FOLLOW && !realpath(path, followed))
+        return -1;
+    if (flags & FILES_FOLLOW)
         path = followed;
-    }
     int parent = open_parent(path, room, name);
     if (parent >= 0 && fstatat(parent, *name, status, AT_SYMLINK_NOFOLLOW)) {
         int number = errno;
@@ -341,7 +342,7 @@ void tree_stat(const char *path, uint32_t flags) {
     }
     if (S_ISLNK(status.st_mode))
         read_target(parent, name, target);
-    tell(&status, path, kind_of(status.st_mode), target, -1);
+    tell(&status, flags & FILES_FOLLOW ? followed : path, kind_of(status.st_mode), target, -1);
     close(parent);
 }
 
