@@ -221,7 +221,8 @@ class Operations:
             )
         if running.operation.status is OperationStatus.RUNNING and running.task is not None:
             running.operation = msgspec.structs.replace(running.operation, status=OperationStatus.CANCELLING)
-            running.task.cancel()
+            # A task that is cancelled before it began never runs, and so never ends the operation: let it begin.
+            asyncio.get_running_loop().call_soon(running.task.cancel)
         return running.operation
 
     async def close(self) -> None:

@@ -53,7 +53,7 @@ class Snapshots:
         """Take one; a running machine stands still for the moment of the copy."""
         machine = self._free_machine(name)
         now = datetime.now(UTC)
-        snapshot_name = request.name or (f"auto-{now:%Y%m%d-%H%M%S}" if scheduled else self._free_name(machine))
+        snapshot_name = request.name or self._free_name(machine, f"auto-{now:%Y%m%d-%H%M}-" if scheduled else "snap")
         self._services.snapshots.check_free(machine, snapshot_name)
         if request.stateful:
             if machine.state is not State.RUNNING:
@@ -77,9 +77,9 @@ class Snapshots:
         arguments = SnapshotArguments(machine=machine, snapshot=snapshot)
         return self._operations.begin(TakeSnapshot(self._services, arguments))
 
-    def _free_name(self, machine: Machine) -> str:
+    def _free_name(self, machine: Machine, stem: str) -> str:
         taken = {snapshot.name for snapshot in self._services.snapshots.of(machine.uuid)}
-        return next(name for name in (f"snap{number}" for number in range(len(taken) + 1)) if name not in taken)
+        return next(name for name in (f"{stem}{number}" for number in range(len(taken) + 1)) if name not in taken)
 
     async def delete(self, name: str, snapshot: str) -> Operation:
         machine = self._free_machine(name)
