@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from triarch.client.profiles import Profiles
     from triarch.client.snapshots import Snapshots
     from triarch.client.stream import Completed, Stream
+    from triarch.client.usage import Usages
 
 T = TypeVar("T")
 
@@ -112,6 +113,12 @@ class Client:
         from triarch.client.files import Files
 
         return Files(self)
+
+    @property
+    def usages(self) -> Usages:
+        from triarch.client.usage import Usages
+
+        return Usages(self)
 
     @property
     def snapshots(self) -> Snapshots:

@@ -16,6 +16,7 @@ from triarch.daemon.routes import (
     events,
     files,
     machines,
+    metrics,
     networks,
     operations,
     profiles,
@@ -23,6 +24,7 @@ from triarch.daemon.routes import (
     snapshots,
     streams,
     templates,
+    usage,
     waiting,
 )
 from triarch.engine.engine import Engine
@@ -40,6 +42,8 @@ def create_app(engine: Engine) -> Litestar:
     modules = (
         server,
         machines,
+        usage,
+        metrics,
         networks,
         devices,
         streams,
@@ -53,7 +57,10 @@ def create_app(engine: Engine) -> Litestar:
         files,
     )
     return Litestar(
-        route_handlers=[Router(path=PREFIX, route_handlers=[h for module in modules for h in module.HANDLERS])],
+        route_handlers=[
+            Router(path=PREFIX, route_handlers=[h for module in modules for h in module.HANDLERS]),
+            *metrics.ROOT_HANDLERS,
+        ],
         dependencies={"engine": Provide(get_engine, sync_to_thread=False)},
         exception_handlers={
             Error: problems.on_error,

@@ -53,8 +53,9 @@ from triarch.engine.supervise import Supervisor
 from triarch.engine.template_procedures import BuildTree, DeleteTemplate, ImportTree, TemplateArguments
 from triarch.engine.terminals import Terminals
 from triarch.engine.trees import Trees
+from triarch.engine.usage import Usages
 from triarch.engine.waiting import wait_until
-from triarch.errors import Cancelled, Denied, Exists, InUse, Invalid, Unsupported, WrongState
+from triarch.errors import Cancelled, Denied, Exists, InUse, Invalid, WrongState
 from triarch.model.driver import Architecture, Observation, Resize, Usage
 from triarch.model.event import Event
 from triarch.model.instance import Instance
@@ -132,6 +133,7 @@ class Engine:
         self.devices = Devices(self._services, self._operations)
         self.files = Files(self._services, self._operations)
         self.terminals = Terminals(self._services)
+        self.usages = Usages(self._services, self._operations)
         # Machines that are being made: name and index.
         self._reserved: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -170,9 +172,11 @@ class Engine:
         self.profiles.reconcile()
         await self._supervisor.begin()
         await self._schedule.begin()
+        await self.usages.begin()
 
     async def close(self) -> None:
         """Let go: machines keep running, operations past their commit point stay in the journal."""
+        await self.usages.close()
         await self._schedule.close()
         await self._supervisor.close()
         self.terminals.close()
