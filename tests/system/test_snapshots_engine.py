@@ -293,7 +293,8 @@ async def test_a_damaged_backup_is_refused_and_leaves_nothing(engineer: Engineer
 
 async def scheduled(engineer: Engineer, name: str, schedule: SnapshotSchedule) -> None:
     kept = engineer.engine._services.machines.get(name)
-    await engineer.engine._services.machines.put(msgspec.structs.replace(kept, snapshots=schedule))
+    own = msgspec.structs.replace(kept.own, snapshots=schedule)
+    await engineer.engine._services.machines.put(msgspec.structs.replace(kept, own=own, snapshots=schedule))
 
 
 async def test_a_schedule_makes_keeps_and_expires(engineer: Engineer) -> None:
