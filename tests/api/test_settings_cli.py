@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from triarch.client import Client
-from triarch.errors import NotFound, Stale
+from triarch.errors import NotFound, Stale, Unavailable, Unsupported
 from triarch.model.machine import SetMachine
+from triarch.model.network import CreateNetwork, NetworkKind
 from triarch.model.settings import Profile, Settings
 from triarch.testing.daemon_rig import DaemonRig
 
@@ -300,3 +301,36 @@ def test_two_hundred_unchanged_machines_take_half_a_second(tmp_path: Path) -> No
         assert best < 2.0, best
         if os.environ.get("TRIARCH_SHOW"):
             print(f"apply of 200 unchanged machines: {best * 1000:.0f} ms")
+
+
+def test_networks_of_a_site(out: Out, client: Client) -> None:
+    try:
+        client.finish(client.networks.create(CreateNetwork(name="probe", kind=NetworkKind.ISOLATED)))
+    except (Unavailable, Unsupported) as error:
+        pytest.skip(error.message)
+    client.finish(client.networks.delete("probe"))
+    text = """\
+site: shop
+networks:
+  front:
+    kind: isolated
+    description: for customers
+    acl:
+    - {direction: ingress, allow: yes, protocol: tcp, ports: [80, 443]}
+    - {direction: ingress, allow: no, peer: 10.0.0.0/8}
+machines:
+  gate: {template: tiny, as: fake, network: front, running: false}
+"""
+    told = out("apply", "-f", "-", input_text=text)
+    assert told.index("created network front") < told.index("created machine gate")
+    network = client.networks.get("front")
+    assert (len(network.acl), network.acl[0].ports, network.labels) == (2, (80, 443), {"triarch.site": "shop"})
+    assert out("apply", "-f", "-", input_text=text) == "2 unchanged\n"
+    assert out("apply", "-f", "-", "--dry-run", input_text=out("site", "export", "gate")).count("\n") == 1
+    told = out("apply", "-f", "-", input_text=text.replace("for customers", "for all").replace("[80, 443]", "[80]"))
+    assert "description: for customers → for all" in told and "updated network front" in told
+    assert client.networks.get("front").acl[0].ports == (80,)
+    wrong = out("apply", "-f", "-", code=1, input_text=text.replace("isolated", "nat"))
+    assert "kind: isolated → nat: that is a network's own" in wrong
+    told = out("apply", "-f", "-", "--prune", "-y", input_text="site: shop\n")
+    assert told.index("deleted machine gate") < told.index("deleted network front")

@@ -16,7 +16,7 @@ from triarch.model.policy import FirstBoot, HealthCheck, Probe, SnapshotSchedule
 from triarch.model.setting_text import KEYS, find_key, flat, forget, read_settings, settings_tree, write_settings
 from triarch.model.settings import Settings
 
-WORDS = st.from_regex(r"[a-z][a-z0-9-]{0,8}", fullmatch=True)
+WORDS = st.from_regex(r"[a-z]([a-z0-9-]{0,6}[a-z0-9])?", fullmatch=True)
 CHECKS = st.one_of(
     st.builds(HealthCheck, command=st.lists(TEXT, min_size=1, max_size=3).map(tuple)),
     st.builds(HealthCheck, probe=st.just(Probe.TCP), port=st.integers(1, 65535)),

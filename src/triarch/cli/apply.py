@@ -77,7 +77,7 @@ def look(client: Client) -> Present:
     """All that there is: one call a noun, whatever their number."""
     return Present(
         templates=client.templates(),
-        networks=getattr(client, "networks").list() if hasattr(client, "networks") else (),  # noqa: B009
+        networks=client.networks.list(),
         profiles=client.profiles.list(),
         machines=client.machines(),
         pools=(POOL,),

@@ -86,7 +86,7 @@ class SiteChanges:
         return ""
 
     def _network(self, change: Change) -> str:
-        networks = getattr(self._client, "networks")  # noqa: B009
+        networks = self._client.networks
         if change.action is Action.DELETE:
             finish(self._client, networks.delete(change.name))
             return ""

@@ -16,7 +16,7 @@ from triarch.host.ports import port_error
 from triarch.model.device import NicDevice
 from triarch.model.machine import Machine
 from triarch.model.names import check_machine_name
-from triarch.model.network import NO_NETWORK, USER_NETWORK, Forward, Network, NetworkKind, Nic
+from triarch.model.network import NO_NETWORK, USER_NETWORK, Forward, Network, NetworkKind, Nic, Protocol
 from triarch.model.settings import Settings
 from triarch.model.state import State
 from triarch.network.addresses import (
@@ -228,6 +228,8 @@ def _check_forwards(services: Services, machine: Machine, before: Machine | None
             hint=f"triarch network info {machine.network}",
         )
     for number, forward in enumerate(machine.forwards):
+        if forward.protocol is Protocol.ICMP:
+            raise Invalid(f"machine '{machine.name}' asks for a port of icmp, which has none")
         if any(clash(forward, other) for other in machine.forwards[:number]):
             raise Invalid(f"machine '{machine.name}' asks for port {_shown(forward)} twice")
         for other in services.claims.others(machine.uuid):

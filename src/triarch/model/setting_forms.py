@@ -112,6 +112,20 @@ def _integer(value: Written) -> int:
     return int(text)
 
 
+def with_truths(tree: Any, keys: frozenset[str]) -> Any:
+    """`tree` with `yes` and `no` below the keys that hold truth values as `true` and `false`."""
+    if isinstance(tree, list):
+        return [with_truths(inner, keys) for inner in tree]
+    if not isinstance(tree, dict):
+        return tree
+    return {
+        key: str(inner.lower() in _TRUE).lower()
+        if key in keys and isinstance(inner, str) and inner.lower() in _TRUE | _FALSE
+        else with_truths(inner, keys)
+        for key, inner in tree.items()
+    }
+
+
 def _boolean(value: Written) -> bool:
     text = _text(value).lower()
     if text not in _TRUE | _FALSE:
@@ -265,6 +279,9 @@ def _write_scalar(value: object) -> str:
 # -- the first boot
 
 
+_SUDO = frozenset({"sudo"})
+
+
 def _first_boot(value: Written) -> Any:
     """A mapping as in a file: `ssh-keys`, `packages`, `users`, `files`, `commands`, `user-data`."""
     if not isinstance(value, dict):
@@ -276,7 +293,7 @@ def _first_boot(value: Written) -> Any:
     lines = [["sh", "-c", command] if isinstance(command, str) else command for _, command in _items(tree, "commands")]
     tree["commands"] = lines
     try:
-        return msgspec.to_builtins(msgspec.convert(tree, FirstBoot, strict=False))
+        return msgspec.to_builtins(msgspec.convert(with_truths(tree, _SUDO), FirstBoot, strict=False))
     except msgspec.ValidationError as error:
         reason, _, where = str(error).partition(" - at `$.")
         path = re.sub(r"\[(\d+)\]", r".\1", where.rstrip("`")).replace("_", "-")

@@ -20,7 +20,7 @@ from triarch.errors import Invalid
 from triarch.model.names import MACHINE_NAME_PATTERN, check_machine_name
 from triarch.model.network import CreateNetwork
 from triarch.model.request import BuildTemplate
-from triarch.model.setting_forms import BOOLEAN, COMMAND, NAMES, Form, Written
+from triarch.model.setting_forms import BOOLEAN, COMMAND, NAMES, Form, Written, with_truths
 from triarch.model.setting_text import GROUPS, KEYS, read_settings, settings_tree
 from triarch.model.settings import Profile, Settings
 from triarch.model.template import Init, parse_template_name
@@ -28,6 +28,7 @@ from triarch.model.yaml_tree import File, Node, find, written
 
 SITE_LABEL = "triarch.site"
 NOUNS = ("site", "pools", "templates", "networks", "profiles", "machines")
+_TRUTHS = frozenset({"allow", "dhcp", "dns"})
 _OWN_KEYS = ("template", "as", "init", "command", "profiles", "running")
 _SETTING_NAMES = (*(key.name for key in KEYS), *GROUPS, "labels", "environment", "devices")
 
@@ -165,7 +166,7 @@ class _Reader:
         fields = self._fields(node, tuple(known), what)
         values = {known[key]: written(inner) for key, inner in fields.items()}
         try:
-            return msgspec.convert({**values, **given}, kind, strict=False)
+            return msgspec.convert({**with_truths(values, _TRUTHS), **given}, kind, strict=False)
         except msgspec.ValidationError as error:
             reason, _, where = str(error).partition(" - at `$.")
             path = re.sub(r"\[(\d+|\.\.\.)\]", r".\1", where.rstrip("`")).replace("_", "-")
@@ -274,14 +275,14 @@ def network_tree(network: CreateNetwork) -> dict[str, Written]:
     return {
         field.replace("_", "-"): _text_tree(value)
         for field, value in values.items()
-        if field not in ("name", "force") and value not in ([], {}, None) and value != defaults[field]
+        if field not in ("name", "force") and value not in ([], (), {}, None) and value != defaults[field]
     }
 
 
 def _text_tree(value: Any) -> Written:
     if isinstance(value, dict):
-        return {key: _text_tree(inner) for key, inner in value.items() if inner is not None and inner != []}
-    if isinstance(value, list):
+        return {key: _text_tree(inner) for key, inner in value.items() if inner not in (None, [], ())}
+    if isinstance(value, list | tuple):
         return [_text_tree(inner) for inner in value]
     return str(value).lower() if isinstance(value, bool) else str(value)
 

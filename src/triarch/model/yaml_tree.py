@@ -159,7 +159,10 @@ def write_yaml(tree: Written) -> str:
 
     def represent(dumper: Any, text: str) -> Any:
         tag = dumper.resolve(yaml.ScalarNode, text, (True, False))
-        style = "|" if "\n" in text and _is_block(text) else None
+        if text in ("true", "false"):
+            return dumper.represent_scalar(tag, text)
+        # Quoted in any other way, a line separator is read as a space.
+        style = "|" if "\n" in text and _is_block(text) else None if text.isprintable() else '"'
         if tag in _PLAIN_TAGS and style is None:
             return dumper.represent_scalar(tag, text)
         return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
