@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
 from triarch.errors import Exhausted, Invalid
-from triarch.network.addresses import PREFIX_LENGTH, bridge_mac, choose, gateway, machine_nic
+from triarch.network.addresses import (
+    PREFIX_LENGTH,
+    bridge_mac,
+    card_number,
+    check_static,
+    check_static6,
+    choose,
+    choose6,
+    gateway,
+    link_local,
+    mac,
+    pick,
+    pick6,
+)
 
 SUBNET = IPv4Network("10.77.0.0/18")
 TAGS = [f"{number * 7919:06x}" for number in range(200)]
@@ -57,23 +70,73 @@ def test_gateway_is_the_first_address() -> None:
 
 
 def test_every_machine_has_an_address_and_mac_of_its_own() -> None:
-    nics = [machine_nic("0", SUBNET, index) for index in range(1, 8001)]
-    assert nics[0].address == "10.77.0.2/18"
-    assert len({nic.ip for nic in nics}) == len({nic.mac for nic in nics}) == 8000
-    for nic in nics:
-        assert IPv4Interface(nic.address).network == SUBNET
-        assert int(nic.mac[:2], 16) & 3 == 2, "locally administered and unicast"
-    assert bridge_mac("0") not in {nic.mac for nic in nics}
+    addresses = [pick(SUBNET, index, (), ()) for index in range(1, 8001)]
+    macs = [mac("0", index, card) for index in range(1, 8001) for card in (0, 7)]
+    assert addresses[0] == "10.77.0.2/18"
+    assert len(set(addresses)) == 8000
+    assert len(set(macs)) == 16_000
+    assert all(IPv4Interface(address).network == SUBNET for address in addresses)
+    assert all(int(text[:2], 16) & 3 == 2 for text in macs), "locally administered and unicast"
+    assert bridge_mac("0") not in macs
+    assert bridge_mac("0", 3) not in macs
 
 
-def test_the_last_address_is_the_last() -> None:
-    last = SUBNET.num_addresses - 3
-    assert machine_nic("0", SUBNET, last).ip == "10.77.63.254"
-    with pytest.raises(Exhausted, match="no address left for machine 16382"):
-        machine_nic("0", SUBNET, last + 1)
+def test_cards_are_told_by_their_mac() -> None:
+    assert [card_number(mac("0", 8000, card)) for card in range(8)] == list(range(8))
+
+
+def test_a_slot_that_somebody_took_is_left_to_him() -> None:
+    taken = {IPv4Address("10.77.0.2")}
+    found = pick(SUBNET, 1, taken, ())
+    assert IPv4Interface(found).ip not in taken
+    assert IPv4Interface(found).ip > IPv4Address("10.77.31.0"), "nor does it take the slot of another machine"
+
+
+def test_a_small_subnet_is_used_to_its_end() -> None:
+    subnet = IPv4Network("10.9.0.0/29")
+    taken: set[IPv4Address] = set()
+    for index in (900, 7, 8, 9, 10):
+        taken.add(IPv4Interface(pick(subnet, index, taken, ())).ip)
+    assert taken == {IPv4Address(f"10.9.0.{last}") for last in range(2, 7)}
+    with pytest.raises(Exhausted, match=r"no address left for machine 11: 10\.9\.0\.0/29 has 5 for machines"):
+        pick(subnet, 11, taken, ())
     with pytest.raises(Invalid):
-        machine_nic("0", SUBNET, 0)
+        pick(subnet, 0, (), ())
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("10.78.0.5", "outside its network"),
+        ("10.77.0.0", "the network's own"),
+        ("10.77.63.255", "the network's own"),
+        ("10.77.0.1", "the gateway's"),
+    ],
+)
+def test_an_address_that_cannot_be_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(Invalid, match=reason):
+        check_static(SUBNET, text, "machine 'web'")
+
+
+@pytest.mark.parametrize("text", ["fd00::5", "fd01::", "fd01::1", "::ffff:1.2.3.4", ":::", "1", "fd01::5%eth0"])
+def test_an_ipv6_address_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(Invalid, match="machine 'web'"):
+        check_static6(IPv6Network("fd01::/64"), text, "machine 'web'")
+
+
+def test_ipv6_ranges_are_local_and_apart() -> None:
+    found = [choose6("0", index, ()) for index in range(50)]
+    assert len(set(found)) == 50
+    assert all(subnet.subnet_of(IPv6Network("fd00::/8")) and subnet.prefixlen == 64 for subnet in found)
+    assert choose6("0", 0, [found[0], IPv6Network("::/0")]) not in found
+    assert choose6("1", 0, ()) not in found
+    assert pick6(found[0], 1, ()) == f"{found[0].network_address + 2}/64"
+    assert pick6(found[0], 1, {found[0].network_address + 2}) != pick6(found[0], 1, ())
+
+
+def test_a_kernels_own_address_follows_from_the_mac() -> None:
+    assert link_local("02:f6:b9:f1:00:02") == IPv6Address("fe80::f6:b9ff:fef1:2")
 
 
 def test_macs_of_two_instances_differ() -> None:
-    assert len({machine_nic(tag, SUBNET, 1).mac for tag in TAGS}) == len(TAGS)
+    assert len({mac(tag, 1) for tag in TAGS}) == len(TAGS)

@@ -126,7 +126,7 @@ def check_static6(subnet: IPv6Network, text: str, who: str) -> IPv6Address:
         address = IPv6Address(text)
     except ValueError as error:
         raise Invalid(f"illegal IPv6 address '{text}' of {who}: it needs a form such as fd00::5") from error
-    if address not in subnet:
+    if address not in subnet or address.scope_id is not None:
         raise Invalid(f"address {address} of {who} is outside its network {subnet}")
     if address in (subnet.network_address, gateway6(subnet).ip):
         raise Invalid(f"address {address} of {who} is the network's or the gateway's")

@@ -2,8 +2,9 @@
 
 Two tables. `inet triarch_TAG` has what is routed: which networks reach what, NAT, port forwards. `bridge triarch_TAG`
 has what passes through a machine's own port, whoever is at the other end: that it sends under its own addresses only,
-rates, access lists. The latter needs no connection tracking, which not every kernel has for bridges: a TCP segment that opens
-no connection passes, as do answers to UDP that was let through within three minutes, and answers and errors of ICMP.
+rates, access lists. The latter needs no connection tracking, which not every kernel has for bridges: a TCP segment that
+opens no connection passes, as do answers to UDP that was let through within three minutes, and answers and errors of
+ICMP.
 
 Nothing that a person chose is written here but addresses, numbers and interface names, which all have narrow patterns.
 """
@@ -47,8 +48,9 @@ def routed_chains(segments: Sequence[Segment], ports: Sequence[Port]) -> str:
     own = [segment for segment in segments if bridged(segment)]
     return "".join(
         (
-            _chain("forward", "filter hook forward priority filter", (r for s in own for r in _forward_rules(s))),
+            _chain("forward", "filter hook forward priority filter", _forward_rules(own)),
             _chain("input", "filter hook input priority filter", (r for s in own for r in _input_rules(s))),
+            _chain("guard", "filter hook prerouting priority raw", (_guard(s) for s in own)),
             _chain("prerouting", "nat hook prerouting priority dstnat", _forwards(ports, local=False)),
             _chain("output", "nat hook output priority -100", _forwards(ports, local=True)),
             _chain("postrouting", "nat hook postrouting priority srcnat", (r for s in own for r in _masquerade(s))),
@@ -61,31 +63,43 @@ def _chain(name: str, hook: str, rules: Iterable[str]) -> str:
     return f"    chain {name} {{\n{head}" + "".join(f"        {rule}\n" for rule in rules) + "    }\n"
 
 
-def _forward_rules(segment: Segment) -> list[str]:
-    bridge, kind = segment.bridge, segment.network.kind
-    rules = [f'iifname "{bridge}" oifname "{bridge}" accept']
-    if kind is NetworkKind.NAT:
-        if segment.ipv4:
-            rules.append(f'iifname "{bridge}" ip saddr {segment.ipv4} accept')
-        if segment.ipv6:
-            rules.append(f'iifname "{bridge}" ip6 saddr {segment.ipv6} accept')
-    else:
-        rules.append(f'iifname "{bridge}" ct state established,related accept')
+def _forward_rules(segments: Sequence[Segment]) -> list[str]:
+    """Who must not get out comes before who may be let in, and that before who may go anywhere: no network is another
+    one's way in."""
     return [
-        *rules,
-        f'iifname "{bridge}" drop',
-        f'oifname "{bridge}" ct state established,related accept',
-        f'oifname "{bridge}" ct status dnat accept',
-        f'oifname "{bridge}" drop',
+        *(f'iifname "{segment.bridge}" oifname "{segment.bridge}" accept' for segment in segments),
+        *(rule for segment in segments if segment.network.kind is not NetworkKind.NAT for rule in _confined(segment)),
+        *(rule for segment in segments for rule in _closed(segment)),
+        *(rule for segment in segments if segment.network.kind is NetworkKind.NAT for rule in _outbound(segment)),
     ]
 
 
+def _confined(segment: Segment) -> list[str]:
+    return [f'iifname "{segment.bridge}" ct state established,related accept', f'iifname "{segment.bridge}" drop']
+
+
+def _closed(segment: Segment) -> list[str]:
+    out = f'oifname "{segment.bridge}"'
+    return [f"{out} ct state established,related accept", f"{out} ct status dnat accept", f"{out} drop"]
+
+
+def _outbound(segment: Segment) -> list[str]:
+    ranges = [f"ip saddr {segment.ipv4}"] if segment.ipv4 else []
+    ranges += [f"ip6 saddr {segment.ipv6}"] if segment.ipv6 else []
+    return [*(f'iifname "{segment.bridge}" {own} accept' for own in ranges), f'iifname "{segment.bridge}" drop']
+
+
+def _guard(segment: Segment) -> str:
+    """`route_localnet` is on for a bridge with forwards from the host itself: no machine must come in by it. Answers to
+    the host have the bridge's address here, before they are translated back."""
+    return f'iifname "{segment.bridge}" ip daddr 127.0.0.0/8 drop'
+
+
 def _input_rules(segment: Segment) -> list[str]:
-    """`route_localnet` is on for a bridge with forwards from the host itself: no machine must come in by it."""
     bridge = segment.bridge
-    rules = [f'iifname "{bridge}" ip daddr 127.0.0.0/8 drop']
     if not segment.network.served:
-        return rules
+        return []
+    rules = []
     if segment.ipv4:
         rules.append(f'ip daddr {gateway(segment.ipv4).ip} iifname != {{ "{bridge}", "lo" }} drop')
     if segment.ipv6:
