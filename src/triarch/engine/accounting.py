@@ -112,9 +112,10 @@ def charges(before: Mark | None, now: Mark, started_at: float | None = None) -> 
     """
     same_run = before is not None and before.run is not None and before.run == now.run
     disk_from = now.at if before is None else min(before.at, now.at)
-    run_from = now.at
-    if now.run is not None:
-        run_from = disk_from if same_run else max(disk_from, min(started_at or now.at, now.at))
+    run_from = disk_from
+    if not same_run:
+        began_at = min(now.at if started_at is None else started_at, now.at)
+        run_from = began_at if before is None else max(disk_from, began_at)
     counted = {name: _grown(before, now, name, same_run=same_run) for name in _COUNTERS} if now.run is not None else {}
     memory_bytes = (before.memory_bytes if before is not None and same_run else now.memory_bytes) if now.run else 0
     disk_bytes = now.disk_bytes if before is None else before.disk_bytes

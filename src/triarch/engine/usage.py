@@ -88,7 +88,7 @@ class Usages:
 
     async def all(self) -> tuple[MachineUsage, ...]:
         """The live table, sorted by name."""
-        if self._clock() - self._looked_at >= _FRESH_SECONDS:
+        if not self._fresh():
             await self.look()
         return tuple(self._samples.row(kept.value) for kept in self._services.machines.all())
 
@@ -115,8 +115,7 @@ class Usages:
         if since > until:
             raise Invalid(f"illegal time span: {since.isoformat()} is after {until.isoformat()}")
         wanted = label.partition("=") if label is not None else None
-        if self._clock() - self._looked_at >= _FRESH_SECONDS:
-            await self.look()
+        await self.look()
         await self._flush()
         first, last = int(since.timestamp()) // HOUR_SECONDS, int(until.timestamp()) // HOUR_SECONDS
         groups: dict[tuple[str, str], list[Hour]] = {}
@@ -152,6 +151,13 @@ class Usages:
         return exposition(machines, self.operation_counts, pools, running)
 
     # -- looking
+
+    def _fresh(self) -> bool:
+        """Whether the last look was just now, and at all that run."""
+        if self._clock() - self._looked_at >= _FRESH_SECONDS:
+            return False
+        machines = (kept.value for kept in self._services.machines.all())
+        return all(machine.state is not State.RUNNING or self._samples.latest(machine.uuid) for machine in machines)
 
     async def look(self) -> None:
         """Look at every machine once, and charge what it used since the last time."""
