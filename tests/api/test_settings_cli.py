@@ -91,6 +91,10 @@ def test_options_of_create(out: Out, client: Client, tmp_path: Path) -> None:
     assert view.own.environment == {"A": "1", "B": "2"}
     assert view.resources.memory_bytes == 64 << 20
     assert {origin.key: origin.source for origin in view.origins}["memory_bytes"] == "small"
+    assert out("info", "made", "--settings", "-o", "csv") == (
+        "setting,value,from\nmemory,64M,small\nenv.A,1,machine\nenv.B,2,machine\nlabel.role,web,machine\n"
+        "label.size,small,small\nnetwork,none,machine\nrestart,always,machine\n"
+    )
     assert "small" in out("profile", "list") and "for tests" in out("profile", "show", "small")
     assert out("profile", "set", "small", "memory=128M") == "machine made: memory: 128M\n"
     assert client.machine("made").resources.memory_bytes == 128 << 20
@@ -276,6 +280,8 @@ def test_the_export_of_the_present_state_applies_to_no_change(out: Out, client: 
     told = out("apply", "-f", "-", "--dry-run", input_text=exported)
     assert told.count("\n") == 1 and told.endswith(" unchanged\n"), told + exported
     assert out("site", "apply", "-f", "-", input_text=exported) == told
+    assert out("export", "-o", "yaml") == exported
+    assert "it needs NAME and FILE" in out("export", "web", code=2).replace("export needs", "it needs")
     some = out("site", "export", "web", "db")
     assert some.startswith("site: shop\n") and "odd" not in some
     told = out("apply", "-f", "-", "--dry-run", "--prune", input_text=some)

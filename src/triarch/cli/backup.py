@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from triarch.cli.arguments import architecture_option
+from triarch.cli.arguments import architecture_option, completes
 from triarch.cli.progress import finish
 from triarch.cli.session import Session
 from triarch.errors import Invalid, NotFound
@@ -53,15 +53,36 @@ class _Meter:
 @click.command(
     "export",
     epilog="Examples: triarch export web web.triarch; triarch export web/before-upgrade old.triarch; "
-    "triarch export web web.triarch --with-template",
+    "triarch export web web.triarch --with-template; triarch export -o yaml",
 )
-@click.argument("source", metavar="NAME[/SNAPSHOT]")
-@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("source", metavar="[NAME[/SNAPSHOT]]", required=False, shell_complete=completes("machines"))
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path), required=False)
+@click.option(
+    "-o",
+    "--output",
+    "output_format",
+    type=click.Choice(["yaml", "json"]),
+    help="Without FILE: print the site file of NAME, or of all there is (see apply).",
+)
 @click.option("--with-template", is_flag=True, help="Put the template into the file, too.")
 @click.option("-f", "--force", is_flag=True, help="Replace FILE where it exists.")
 @click.pass_obj
-def export_command(session: Session, source: str, file: Path, with_template: bool, force: bool) -> None:
+def export_command(
+    session: Session,
+    source: str | None,
+    file: Path | None,
+    output_format: str | None,
+    with_template: bool,
+    force: bool,
+) -> None:
     """Write a whole machine, running or not, into one file. The same command takes up a transfer that broke off."""
+    if output_format is not None and file is None:
+        from triarch.cli.site import print_site
+
+        print_site(session, () if source is None else (source,), output_format)
+        return
+    if source is None or file is None or output_format is not None:
+        raise click.UsageError("export needs NAME and FILE, or -o yaml for a site file")
     if file.exists() and not force:
         raise Invalid(f"'{file}' exists already", hint=f"triarch export {source} {file} --force")
     name, _, snapshot = source.partition("/")

@@ -202,14 +202,22 @@ INFO_COLUMNS = (
 )
 
 
-@click.command("info", epilog=examples("triarch info web", "triarch info web -o json"))
+@click.command(
+    "info", epilog=examples("triarch info web", "triarch info web -o json", "triarch info web --settings")
+)
 @machine_argument()
+@click.option("--settings", "settings_only", is_flag=True, help="What was set, and by which profile.")
 @output_option
 @click.pass_obj
-def info_command(session: Session, name: str, output_format: str) -> None:
+def info_command(session: Session, name: str, settings_only: bool, output_format: str) -> None:
     """Show all about one machine."""
     client = session.client
     view = client.machine(name)
+    if settings_only:
+        from triarch.cli.set import print_settings
+
+        print_settings(client, view, output_format)
+        return
     info = MachineInfo(**msgspec.structs.asdict(view), usage=_usage_of(client, view), sees=_seen_by(client, view))
     print_record(info, INFO_COLUMNS, output_format)
 

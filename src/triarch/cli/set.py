@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import click
+import msgspec
 
 from triarch.cli.arguments import completes, examples, machine_argument
-from triarch.cli.output import plain
+from triarch.cli.output import Column, plain, print_rows
 from triarch.cli.progress import finish
 from triarch.cli.session import Session
 from triarch.cli.settings import split_words
 from triarch.errors import Invalid
-from triarch.model.machine import SetMachine, SettingChange
+from triarch.model.machine import MachineView, SetMachine, SettingChange
+
+if TYPE_CHECKING:
+    from triarch.client import Client
 
 PROFILES = "profiles"
 
@@ -75,6 +80,37 @@ def _set(session: Session, name: str, request: SetMachine, *, check: bool) -> No
     operation = finish(client, client.set(name, request))
     for line in (operation.result or "").split("; "):
         print(plain(line))
+
+
+class SettingRow(msgspec.Struct, frozen=True):
+    """A setting that a machine has, and where it comes from."""
+
+    key: str
+    value: str
+    source: str
+
+
+_SETTING_COLUMNS = (
+    Column[SettingRow]("SETTING", lambda row: row.key),
+    Column[SettingRow]("VALUE", lambda row: row.value),
+    Column[SettingRow]("FROM", lambda row: row.source),
+)
+
+
+def print_settings(client: Client, view: MachineView, output_format: str) -> None:
+    """Everything that is said of a machine: by itself (`machine`) or by a profile of its."""
+    from triarch.model.setting_text import find_key, write_settings
+    from triarch.model.settings import add_up
+
+    profiles = {profile.name: profile.settings for profile in client.profiles.list()} if view.profiles else {}
+    whole = add_up((*(profiles[name] for name in view.profiles if name in profiles), view.own))
+    sources = {origin.key: origin.source for origin in view.origins}
+    rows = []
+    for setting in write_settings(whole):
+        named = find_key(setting.key)
+        field = f"{named.top}.{named.part}" if named.part else named.top
+        rows.append(SettingRow(setting.key, setting.text, sources.get(field, "")))
+    print_rows(rows, _SETTING_COLUMNS, output_format)
 
 
 def print_changes(changes: Sequence[SettingChange]) -> None:

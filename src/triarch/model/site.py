@@ -275,7 +275,7 @@ def network_tree(network: CreateNetwork) -> dict[str, Written]:
     return {
         field.replace("_", "-"): _text_tree(value)
         for field, value in values.items()
-        if field not in ("name", "force") and value not in ([], (), {}, None) and value != defaults[field]
+        if field == "kind" or (field not in ("name", "force") and value not in ([], (), {}, None, defaults[field]))
     }
 
 
