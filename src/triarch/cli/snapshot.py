@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any, ClassVar
 
 import click
@@ -9,9 +10,10 @@ import click
 from triarch.cli.arguments import NounGroup, completes, machine_argument
 from triarch.cli.dry_run import dry_run_option, would
 from triarch.cli.listing import Listing, list_options
-from triarch.cli.output import Column, age, output_option, print_record
+from triarch.cli.output import Column, age, output_option, plain, print_record, print_rows, print_value, style
 from triarch.cli.progress import each, finish
 from triarch.cli.session import Session
+from triarch.model.difference import Change, Difference, FileChange
 from triarch.model.resources import format_size
 from triarch.model.snapshot import CreateSnapshot, RestoreSnapshot, Snapshot
 
@@ -179,6 +181,50 @@ def snapshot_delete(session: Session, name: str, snapshots: tuple[str, ...], dry
 def snapshot_rename(session: Session, name: str, snapshot: str, new_name: str) -> None:
     """Give a snapshot another name."""
     finish(session.client, session.client.snapshots.rename(name, snapshot, new_name))
+
+
+_SIGNS = {Change.ADDED: ("+", "green"), Change.REMOVED: ("-", "red"), Change.CHANGED: ("~", "yellow")}
+FILE_COLUMNS = (
+    Column[FileChange]("CHANGE", lambda each: each.change.value),
+    Column[FileChange]("KIND", lambda each: each.kind),
+    Column[FileChange]("PATH", lambda each: each.path),
+    Column[FileChange]("PACKAGE", lambda each: each.package),
+)
+
+
+@snapshot_command.command(
+    "diff",
+    epilog="Examples: triarch snapshot diff web before-upgrade; triarch snapshot diff web snap0 snap1 -o json",
+)
+@machine_argument()
+@_snapshot_argument
+@click.argument("other", required=False, metavar="[SNAPSHOT]", shell_complete=completes("snapshots"))
+@output_option
+@click.pass_obj
+def snapshot_diff(session: Session, name: str, snapshot: str, other: str | None, output_format: str) -> None:
+    """Show what changed from a snapshot to another one, or to now: packages, then files that are no package's."""
+    found = session.client.snapshots.diff(name, snapshot, other)
+    if output_format == "csv":
+        print_rows(found.files, FILE_COLUMNS, "csv")
+    elif output_format != "table":
+        print_value(found, output_format)
+    else:
+        _print_difference(found)
+
+
+def _print_difference(found: Difference) -> None:
+    for package in found.packages:
+        before, after = package.old_version or "not installed", package.new_version or "removed"
+        print(f"package {plain(package.name)}: {plain(before)} -> {plain(after)}")
+    changed = {package.name for package in found.packages}
+    hidden = [file for file in found.files if file.package in changed]
+    for file in found.files:
+        if file.package not in changed:
+            sign, color = _SIGNS[file.change]
+            of = f"  ({plain(file.package)})" if file.package else ""
+            print(f"{style(sign, color, sys.stdout)} {plain(file.path)}{of}")
+    if hidden:
+        print(f"and {len(hidden)} files of these packages (-o json names them)")
 
 
 @click.command(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from triarch.model.difference import Difference
 from triarch.model.operation import Operation
 from triarch.model.snapshot import CreateSnapshot, RenameSnapshot, RestoreSnapshot, Snapshot
 
@@ -39,6 +40,11 @@ class Snapshots:
         """None when the request only checks, and the restore would be possible."""
         body = self._client._send("POST", f"/1/machines/{quote(name, safe='')}/restore", request)
         return self._client._decode(body, Operation) if body else None
+
+    def diff(self, name: str, snapshot: str, other: str | None = None) -> Difference:
+        """What changed from a snapshot to another one, or to what the machine is now."""
+        query = "" if other is None else f"?to={quote(other, safe='')}"
+        return self._client._get(f"{_one(name, snapshot)}/diff{query}", Difference)
 
 
 def _all(name: str) -> str:

@@ -6,6 +6,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 from triarch.engine.capture import check_checkpoint
+from triarch.engine.difference import difference
 from triarch.engine.machine_actions import MachineActions
 from triarch.engine.operations import Operations
 from triarch.engine.policies import check_unprotected
@@ -19,6 +20,7 @@ from triarch.engine.snapshot_procedures import (
     check_restorable,
 )
 from triarch.errors import WrongState
+from triarch.model.difference import Difference
 from triarch.model.machine import Machine
 from triarch.model.names import check_machine_name
 from triarch.model.operation import Operation
@@ -112,6 +114,14 @@ class Snapshots:
             aside=str(uuid.uuid4()),
         )
         return self._operations.begin(Restore(self._services, arguments))
+
+    async def diff(self, name: str, snapshot: str, other: str | None) -> Difference:
+        """What changed from a snapshot to another one, or to what the machine is now."""
+        machine = self._free_machine(name)
+        old = self._services.snapshots.get(machine, snapshot)
+        new = None if other is None else self._services.snapshots.get(machine, other)
+        self._services.trees.check()
+        return await difference(self._services, machine, old, new)
 
 
 def expired(snapshot: Snapshot, now: datetime) -> bool:

@@ -12,6 +12,7 @@ from triarch.daemon.problems import problems
 from triarch.daemon.routes.machines import Name
 from triarch.daemon.routes.operations import LOCATION, accepted
 from triarch.engine.engine import Engine
+from triarch.model.difference import Difference
 from triarch.model.operation import Operation
 from triarch.model.snapshot import SNAPSHOT_PATTERN, CreateSnapshot, RenameSnapshot, RestoreSnapshot, Snapshot
 
@@ -20,6 +21,11 @@ PATH = "/machines/{name:str}/snapshots"
 CHANGE_PROBLEMS = (404, 409, 413, 422, 503, 507)
 CHECKED = {204: ResponseSpec(data_container=None, description="The restore would be possible")}
 SnapshotName = Annotated[str, Parameter(description="The snapshot's name", schema_extra={"pattern": SNAPSHOT_PATTERN})]
+
+To = Annotated[
+    str | None,
+    Parameter(query="to", required=False, description="Another snapshot", schema_extra={"pattern": SNAPSHOT_PATTERN}),
+]
 
 
 @get(PATH, operation_id="list_snapshots", tags=TAGS, responses=problems(404), sync_to_thread=False)
@@ -89,4 +95,18 @@ async def restore_machine(engine: Engine, name: Name, data: RestoreSnapshot) -> 
     return Response(None, status_code=204) if operation is None else accepted(operation)
 
 
-HANDLERS = (list_snapshots, get_snapshot, create_snapshot, delete_snapshot, rename_snapshot, restore_machine)
+@get(f"{PATH}/{{snapshot:str}}/diff", operation_id="diff_snapshot", tags=TAGS, responses=problems(404, 409, 422, 507))
+async def diff_snapshot(engine: Engine, name: Name, snapshot: SnapshotName, to: To = None) -> Difference:
+    """What changed from this snapshot to another one, or to what the machine is now."""
+    return await engine.snapshots.diff(name, snapshot, to)
+
+
+HANDLERS = (
+    list_snapshots,
+    get_snapshot,
+    create_snapshot,
+    delete_snapshot,
+    rename_snapshot,
+    restore_machine,
+    diff_snapshot,
+)
