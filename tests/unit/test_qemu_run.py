@@ -101,7 +101,7 @@ def test_a_system_machine_powers_off(tmp_path: Path) -> None:
 
 def test_a_system_machine_restarts(tmp_path: Path) -> None:
     ending = Scene(tmp_path, Init.SYSTEM).say(qemu=SHUT_DOWN)
-    assert ending.exit is not None and not ending.failed and "restart" in ending.exit.reason
+    assert ending.exit is not None and not ending.failed and ending.exit.reason == "rebooted"
 
 
 def test_a_panic_is_a_failure_with_the_last_line(tmp_path: Path) -> None:
