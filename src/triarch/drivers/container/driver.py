@@ -194,6 +194,7 @@ class ContainerDriver:
             self._listeners.discard(queue)
 
     async def close(self) -> None:
+        await self._freezes.close()
         for run in self._runs.values():
             run.leave()
         self._runs.clear()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from triarch.drivers.base import FREEZE_SECONDS
-from triarch.errors import Failed, WrongState
+from triarch.errors import Failed, TimedOut, WrongState
 from triarch.host.freeze import Freeze, loop_devices_of, thaw
 from triarch.model.device import VolumeDevice
 from triarch.model.driver import MachineSpec
@@ -42,6 +43,13 @@ class Freezes:
         if devices:
             await thaw(devices)
         return None
+
+    async def close(self) -> None:
+        """Nothing stays frozen."""
+        while self._freezes:
+            _, held = self._freezes.popitem()
+            with suppress(TimedOut):
+                await held.end()
 
 
 def _devices(spec: MachineSpec) -> tuple[str, ...]:
