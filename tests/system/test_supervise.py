@@ -297,6 +297,14 @@ async def test_a_start_names_the_dependency_that_did_not_come_up(web: Engineer) 
     assert web.engine.machine("web").state is State.STOPPED
 
 
+async def test_what_could_not_start_again_is_not_stopped(web: Engineer) -> None:
+    await web.done(await web.engine.create(request("db")))
+    await web.done(await web.engine.create(request("web", depends_on=("db",))))
+    await web.done(await web.engine.delete("db", force=True))
+    assert "there is no such machine" in await web.failed(await web.engine.restart("web", StopMachine()))
+    assert web.engine.machine("web").state is State.RUNNING
+
+
 async def test_a_cycle_is_refused_when_it_would_come_to_be(web: Engineer) -> None:
     await web.done(await web.engine.create(request("web", start=False, depends_on=("db",))))
     with pytest.raises(Invalid, match="would depend on itself: "):

@@ -55,7 +55,7 @@ def test_a_cycle_is_named_in_its_direction() -> None:
         "'db' → 'cache' → 'web' → 'db'",
         "'cache' → 'web' → 'db' → 'cache'",
     }
-    assert caught.value.hint is not None and caught.value.hint.endswith("depends_on=")
+    assert caught.value.hint is not None and caught.value.hint.endswith("depends-on=")
     with pytest.raises(Invalid, match="'web' → 'web'"):
         check_dependencies([], machine(depends_on=("web",)))
     check_dependencies(others, machine(depends_on=("another",)))

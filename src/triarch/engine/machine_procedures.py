@@ -167,14 +167,20 @@ class Kill(Stop):
 
 
 class Restart(Stop):
-    """Stop, then start. From the moment that the guest was asked to stop, a crash finishes both."""
+    """Stop, then start. From the moment that the guest was asked to stop, a crash finishes both.
+
+    What it depends on is brought up before: a machine that could not start again is not stopped.
+    """
 
     verb = "restart"
 
     def steps(self) -> tuple[Step, ...]:
         stop = super().steps()
         start = start_steps(self.machine, self.arguments.restarts)
-        return (*stop, *(Step(step.name, step.do, step.undo) for step in start))
+        steps = [step for step in start if step.name == "dependencies"]
+        steps += stop
+        steps += [Step(step.name, step.do, step.undo) for step in start if step.name != "dependencies"]
+        return tuple(steps)
 
 
 class Settle(MachineProcedure):

@@ -29,7 +29,7 @@ def start_order(depends: Dependencies) -> tuple[str, ...]:
         shown = " → ".join(f"'{name}'" for name in cycle)
         raise Invalid(
             f"machine '{cycle[0]}' would depend on itself: {shown}",
-            hint=f"triarch set {cycle[0]} depends_on=",
+            hint=f"triarch set {cycle[0]} depends-on=",
             machine=cycle[0],
         ) from error
 

@@ -216,7 +216,7 @@ class Supervisor:
         while True:
             kept = self._services.machines.find(name)
             if kept is None:
-                raise NotFound(f"{why}: there is no such machine", hint=f"triarch set {machine.name} depends_on=")
+                raise NotFound(f"{why}: there is no such machine", hint=f"triarch set {machine.name} depends-on=")
             needed = kept.value
             holder = self._operations.holder(f"machine/{name}")
             if holder is not None:
