@@ -27,6 +27,8 @@ COMMANDS: dict[str, str] = {
     "run": "attach",
     "list": "look",
     "info": "look",
+    "top": "top",
+    "usage": "usage",
     "exec": "attach",
     "shell": "attach",
     "console": "attach",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import click
@@ -17,9 +18,13 @@ from triarch.model.driver import Usage
 from triarch.model.machine import MachineView
 from triarch.model.resources import format_size
 from triarch.model.state import State
+from triarch.model.usage import Sample, UsageHistory
 
 if TYPE_CHECKING:
     from triarch.client import Client
+
+# Of the trends in `info`.
+_BARS = 40
 
 _STATE_COLORS = {State.RUNNING: "green", State.PAUSED: "yellow", State.FAILED: "red"}
 
@@ -118,6 +123,7 @@ class MachineInfo(MachineView, frozen=True, kw_only=True):
     """A machine and what it uses now; None where it does not run or its architecture does not measure."""
 
     usage: Usage | None
+    history: UsageHistory | None = None
     sees: HardwareInfo | None = None
 
 
@@ -128,13 +134,36 @@ def _sees(info: MachineInfo) -> str:
     return f"kernel {', '.join(info.sees.kernel)}; drivers {', '.join(info.sees.drivers)} ({info.sees.detail})"
 
 
+def _trend(info: MachineInfo, value: Callable[[Sample], float], show: Callable[[float], str]) -> str:
+    """The last minutes as little bars, and the highest of them."""
+    from triarch.cli.figures import sparkline
+
+    samples = info.history.samples if info.history is not None else ()
+    if not samples:
+        return "-"
+    # One bar for as many looks as make the last ten minutes fit a line.
+    step = max(1, -(-len(samples) // _BARS))
+    values = [max(map(value, samples[at : at + step])) for at in range(0, len(samples), step)]
+    return f"{sparkline(values, _BARS)}  up to {show(max(values))}"
+
+
 def _limits(view: MachineView) -> str:
     resources = view.resources
+    rates = (
+        ("read", resources.io_read_bytes_per_second),
+        ("write", resources.io_write_bytes_per_second),
+        ("receive", resources.network_receive_bytes_per_second),
+        ("send", resources.network_send_bytes_per_second),
+    )
     limits = [
         f"{resources.cpus:g} cpus" if resources.cpus is not None else "",
+        f"cpu weight {resources.cpu_weight}" if resources.cpu_weight is not None else "",
+        f"on cpus {resources.cpu_set}" if resources.cpu_set is not None else "",
         f"{format_size(resources.memory_bytes)} memory" if resources.memory_bytes is not None else "",
+        f"{format_size(resources.swap_bytes)} swap" if resources.swap_bytes is not None else "",
         f"{resources.pids} pids" if resources.pids is not None else "",
         f"io weight {resources.io_weight}" if resources.io_weight is not None else "",
+        *(f"{way} {format_size(rate)}/s" for way, rate in rates if rate is not None),
     ]
     return ", ".join(limit for limit in limits if limit) or "none"
 
@@ -160,11 +189,19 @@ def _usage(info: MachineInfo) -> str:
     if info.usage is None:
         return "-"
     processes, disk_bytes = info.usage.processes, info.usage.disk_bytes
+    counts = (
+        ("read", info.usage.disk_read_bytes),
+        ("written", info.usage.disk_written_bytes),
+        ("received", info.usage.network_received_bytes),
+        ("sent", info.usage.network_sent_bytes),
+    )
     figures = [
         f"{format_size(info.usage.memory_bytes)} memory",
         f"{info.usage.cpu_seconds:.1f} s of cpu",
         f"{processes} process{'' if processes == 1 else 'es'}" if processes is not None else "",
         f"{format_size(disk_bytes)} on disk" if disk_bytes is not None else "",
+        f"{format_size(info.usage.swap_bytes)} swapped" if info.usage.swap_bytes else "",
+        *(f"{format_size(count)} {what}" for what, count in counts if count is not None),
     ]
     return ", ".join(figure for figure in figures if figure)
 
@@ -185,6 +222,12 @@ INFO_COLUMNS = (
     Column[MachineInfo]("Limits", _limits),
     Column[MachineInfo]("Disk", lambda view: format_size(view.resources.disk_bytes)),
     Column[MachineInfo]("Usage", _usage),
+    Column[MachineInfo](
+        "CPU", lambda view: _trend(view, lambda sample: sample.cpus, lambda most: f"{most * 100:.0f} %")
+    ),
+    Column[MachineInfo](
+        "Memory", lambda view: _trend(view, lambda sample: sample.memory_bytes, lambda most: format_size(int(most)))
+    ),
     Column[MachineInfo](
         "Created", lambda view: age(view.created_at), machine_value=lambda view: view.created_at.isoformat()
     ),
@@ -218,7 +261,12 @@ def info_command(session: Session, name: str, settings_only: bool, output_format
 
         print_settings(client, view, output_format)
         return
-    info = MachineInfo(**msgspec.structs.asdict(view), usage=_usage_of(client, view), sees=_seen_by(client, view))
+    info = MachineInfo(
+        **msgspec.structs.asdict(view),
+        usage=_usage_of(client, view),
+        history=client.usages.history(name) if view.state is State.RUNNING else None,
+        sees=_seen_by(client, view),
+    )
     print_record(info, INFO_COLUMNS, output_format)
 
 
