@@ -9,11 +9,12 @@ import os
 import socket
 import time
 from collections import deque
+from contextlib import suppress
 from select import POLLIN, POLLOUT, poll
 from typing import Protocol
 
 from triarch.client.stream import Stream
-from triarch.errors import DaemonUnavailable, Damaged, TimedOut
+from triarch.errors import DaemonUnavailable, Damaged, Error, TimedOut
 from triarch.model.file_protocol import (
     MAX_BULK_BYTES,
     MAX_DATA_BYTES,
@@ -136,6 +137,13 @@ class FileLink:
         else:
             self._connection.close()
         self._await_ending()
+
+    def abandon(self) -> None:
+        """End in the middle: the server, if it can be told, and a stopped machine is free again when this returns."""
+        if self._connection is not None:
+            self._connection.close()
+            with suppress(Error):
+                self._await_ending()
 
     # -- out
 

@@ -73,7 +73,11 @@ class Files:
             stream.close()
             raise
         with link:
-            yield link
+            try:
+                yield link
+            except BaseException:
+                link.abandon()
+                raise
             link.finish()
 
     def stat(self, name: str, path: bytes, *, follow: bool = True) -> FileEntry | None:
@@ -117,7 +121,7 @@ class Files:
             below = target.endswith(b"/") or len(sources) > 1
             place = target.rstrip(b"/") or b"/"
             if parents:
-                _make_parents(link, place if below else os.path.dirname(place))  # noqa: PTH120
+                _make_parents(link, name, place if below else os.path.dirname(place))  # noqa: PTH120
             if not below:
                 found = _stat(link, place, follow=True)
                 below = found is not None and found.kind is FileKind.DIRECTORY
@@ -205,12 +209,14 @@ def _answers(link: FileLink) -> tuple[list[FileEntry], list[FileFault]]:
             raise Damaged(f"the file server told of more than {_MAX_LISTED} objects")
 
 
-def _make_parents(link: FileLink, directory: bytes) -> None:
+def _make_parents(link: FileLink, name: str, directory: bytes) -> None:
     path = b""
     for part in directory.split(b"/"):
         if part:
             path += b"/" + part
             link.begin(FileEntry(path=path, kind=FileKind.DIRECTORY, mode=0o755, modified_ns=_now_ns()))
+    for fault in link.sync():
+        raise error_of_fault(name, "push", fault)
 
 
 def _now_ns() -> int:

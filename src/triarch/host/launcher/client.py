@@ -154,8 +154,9 @@ class Launcher:
 
     async def _give_up(self, number: int, future: asyncio.Future[Reply]) -> None:
         """Return when the launch has really ended: only then can its remains be cleaned up."""
-        with suppress(Error, OSError):
-            await self._send(Cancel(id=number))
+        if self._connection is not None:
+            with suppress(Error, OSError):
+                await self._send(Cancel(id=number))
         with suppress(Error):
             await future
 
