@@ -14,7 +14,7 @@ from triarch.errors import Failed, Invalid, NotFound, WrongState
 from triarch.model.driver import ExecRequest
 from triarch.model.machine import CreateMachine
 from triarch.model.settings import Settings
-from triarch.model.stream import STDOUT, RunRequest
+from triarch.model.stream import STDOUT, ConsoleRequest, RunRequest
 from triarch.testing.daemon_rig import APP_TEMPLATE, SYSTEM_TEMPLATE, DaemonRig
 
 BIG = 20 << 20
@@ -88,6 +88,69 @@ def test_a_resize_reaches_the_command(client: Client) -> None:
         assert b"41 101" in stream.communicate(b"go\n").stdout
 
 
+def test_who_a_command_runs_as(client: Client) -> None:
+    command = ("sh", "-c", "id -u; echo $HOME")
+    with client.exec("web", ExecRequest(command=command, user="bob")) as stream:
+        assert stream.communicate().stdout == b"1000\n/home/bob\n"
+    with client.exec("web", ExecRequest(command=command, user="eve")) as stream:
+        done = stream.communicate()
+    assert (done.exit.code, done.stdout) == (126, b"") and b"no user 'eve'" in done.stderr
+
+
+def test_a_login_shell_reads_its_input(client: Client) -> None:
+    with client.exec("web", ExecRequest(login=True, user="bob")) as stream:
+        done = stream.communicate(b"pwd\nexit 5\n")
+    assert (done.exit.code, done.stdout) == (5, b"/home/bob\n")
+
+
+def test_a_command_that_takes_too_long(client: Client) -> None:
+    with client.exec("web", ExecRequest(command=("sleep", "1000"), timeout_seconds=0.2)) as stream:
+        done = stream.communicate()
+    assert (done.exit.code, done.exit.reason) == (124, "timed out after 0.2 s")
+
+
+def collect(stream: Stream, wanted: bytes) -> bytes:
+    text, deadline = b"", time.monotonic() + 20
+    while wanted not in text:
+        assert time.monotonic() < deadline, text
+        wait(stream)
+        text += b"".join(output.data for output in stream.receive())
+    return text
+
+
+def test_a_console_shows_its_past_and_what_any_of_them_types(client: Client) -> None:
+    with client.console("web") as first, client.console("web", ConsoleRequest(read_only=True)) as second:
+        second.send_input(b"echo of the second\n")
+        first.send_input(b"echo of the first\n")
+        for each in (first, second):
+            assert b"of the second" not in collect(each, b"of the first\n")
+    with client.console("web") as late, client.console("web", ConsoleRequest(history_bytes=0)) as new:
+        collect(late, b"of the first\n")
+        late.send_input(b"echo now\n")
+        assert collect(new, b"now\n") == b"now\n"
+
+
+def test_a_console_ends_with_its_machine(client: Client) -> None:
+    machine = CreateMachine(template=SYSTEM_TEMPLATE, name="short", settings=Settings(network="none"), start=True)
+    client.finish(client.create(machine))
+    with client.console("short") as stream:
+        client.finish(client.kill("short"))
+        stream.communicate()
+    client.finish(client.delete("short"))
+
+
+def test_logs_of_a_while_and_the_last_lines(client: Client) -> None:
+    with client.console("web") as console:
+        console.send_input(b"echo line one\necho line two\n")
+        collect(console, b"line two\n")
+    assert b"".join(client.logs("web", tail=1)) == b"line two\n"
+    assert b"".join(client.logs("web", since="1h", tail=2)) == b"line one\nline two\n"
+    assert b"".join(client.logs("web", since="2999-01-01")) == b""
+    for wrong in ("soon", "", "-5m"):
+        with pytest.raises(Invalid, match="illegal time"):
+            b"".join(client.logs("web", since=wrong))
+
+
 @pytest.mark.parametrize(
     ("target", "opening", "kind"),
     [
@@ -96,6 +159,11 @@ def test_a_resize_reaches_the_command(client: Client) -> None:
         ("/1/machines/web/exec", b'{"command":[]}', Invalid),
         ("/1/machines/web/exec", b'{"command":"true"}', Invalid),
         ("/1/machines/web/exec", b"nonsense", Invalid),
+        ("/1/machines/web/exec", b'{"command":["true"],"user":0}', Invalid),
+        ("/1/machines/web/exec", b'{"command":["true"],"timeout_seconds":-1}', Invalid),
+        ("/1/machines/web/exec", b'{"command":["true"],"columns":99999999999}', Invalid),
+        ("/1/machines/web/console", b'{"history_bytes":-1}', Invalid),
+        ("/1/machines/web/console", b'{"history_bytes":1e12}', Invalid),
         ("/1/run", b'{"machine":{"template":"nothing"}}', NotFound),
         ("/1/nowhere", b"{}", Failed),
     ],
