@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -59,8 +60,8 @@ def running(view: MachineView) -> bool:
 
 
 @asynccontextmanager
-async def listener(answer: bytes = b"") -> AsyncIterator[tuple[asyncio.Server, int]]:
-    """Something on loopback that answers every connection with `answer`."""
+async def listener(port: int, answer: bytes = b"") -> AsyncIterator[asyncio.Server]:
+    """Stands for the machine behind its forwarded port: answers every connection with `answer`."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -71,11 +72,18 @@ async def listener(answer: bytes = b"") -> AsyncIterator[tuple[asyncio.Server, i
             pass
         writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", port)
     try:
-        yield server, server.sockets[0].getsockname()[1]
+        yield server
     finally:
         server.close()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 # -- restarts
@@ -211,9 +219,9 @@ async def test_a_check_that_hangs_or_floods_is_cut_short(web: Engineer, command:
 
 
 async def test_tcp_follows_what_listens(web: Engineer) -> None:
-    async with listener() as (server, port):
-        check = HealthCheck(probe=Probe.TCP, port=80, **QUICK)
-        await web.done(await web.engine.create(checked("web", check, port)))
+    port, check = free_port(), HealthCheck(probe=Probe.TCP, port=80, **QUICK)
+    await web.done(await web.engine.create(checked("web", check, port)))
+    async with listener(port) as server:
         await web.engine.wait_machine("web", {"healthy"}, PATIENCE_SECONDS)
         server.close()
         await server.wait_closed()
@@ -232,9 +240,10 @@ async def test_tcp_follows_what_listens(web: Engineer) -> None:
     ],
 )
 async def test_http_wants_a_status_below_400_and_follows_nothing(web: Engineer, answer: bytes, word: str) -> None:
-    async with listener(answer) as (_, port):
-        check = HealthCheck(probe=Probe.HTTP, port=80, path="/healthz", **QUICK)
-        await web.done(await web.engine.create(checked("web", check, port)))
+    port = free_port()
+    check = HealthCheck(probe=Probe.HTTP, port=80, path="/healthz", **{**QUICK, "grace_seconds": 2.0})
+    await web.done(await web.engine.create(checked("web", check, port)))
+    async with listener(port, answer):
         view = await web.engine.wait_machine("web", {"healthy", "unhealthy"}, PATIENCE_SECONDS)
         assert view.health is Health(word)
 
@@ -270,20 +279,16 @@ async def test_two_hundred_checked_machines_cost_the_engine_little(web: Engineer
 
 
 async def test_start_brings_up_what_a_machine_depends_on_and_waits_for_its_health(web: Engineer) -> None:
-    async with listener() as (server, port):
-        check = HealthCheck(probe=Probe.TCP, port=80, **{**QUICK, "grace_seconds": 30.0})
-        await web.done(await web.engine.create(msgspec.structs.replace(checked("db", check, port), start=False)))
-        server.close()
-        await server.wait_closed()
-        await web.done(await web.engine.create(request("web", start=False, depends_on=("db",))))
-        operation = await web.engine.start("web")
-        await until(web, "db", running)
-        await asyncio.sleep(0.3)
-        assert web.engine.machine("web").state is State.STOPPED
-        assert web.engine.operation(operation.id).progress.step == "dependencies"
-        again = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", port)
+    port, check = free_port(), HealthCheck(probe=Probe.TCP, port=80, **{**QUICK, "grace_seconds": 30.0})
+    await web.done(await web.engine.create(msgspec.structs.replace(checked("db", check, port), start=False)))
+    await web.done(await web.engine.create(request("web", start=False, depends_on=("db",))))
+    operation = await web.engine.start("web")
+    await until(web, "db", running)
+    await asyncio.sleep(0.3)
+    assert web.engine.machine("web").state is State.STOPPED
+    assert web.engine.operation(operation.id).progress.step == "dependencies"
+    async with listener(port):
         await web.done(operation)
-        again.close()
     assert (web.engine.machine("web").state, web.engine.machine("db").health) == (State.RUNNING, Health.HEALTHY)
 
 
