@@ -19,9 +19,10 @@ from triarch.model.network import AclRule, Direction, Forward, NetworkKind, Prot
 from triarch.network.addresses import gateway, gateway6, link_local
 from triarch.network.plan import ANY_ADDRESS, Port, Segment, bridged, peers, selected
 
-# A bucket that holds what comes at once even at a low rate: a segment that the card would cut up is 64 KiB.
-_BURST_BYTES = 256 << 10
-_BURST_SHARE = 8
+# What comes at once even at a low rate: several segments of 64 KiB, which a real card would cut up. The kernel's bucket
+# holds one second's worth beside the burst (nft_limit.c).
+_BUCKET_BYTES = 256 << 10
+_LEAST_BURST_BYTES = 64 << 10
 _ROUTED_INPUT = "{ 53, 67, 547 }"
 
 
@@ -179,7 +180,7 @@ def port_chains(instance: Instance, segments: Sequence[Segment], ports: Sequence
 def _limit(port: Port, rate: int | None, side: str) -> list[str]:
     if rate is None:
         return []
-    burst = max(_BURST_BYTES, rate // _BURST_SHARE)
+    burst = max(_BUCKET_BYTES - rate, _LEAST_BURST_BYTES)
     return [f'{side}name "{port.host_interface}" limit rate over {rate} bytes/second burst {burst} bytes drop']
 
 
