@@ -152,7 +152,8 @@ class MachineActions:
         def report(progress: Progress) -> None:
             self.services.report(self.target, progress)
 
-        self.services.guest_pack = await ensure_pack(report)
+        hardware = self.current.hardware
+        self.services.guest_packs[hardware] = await ensure_pack(report, hardware=hardware)
 
     async def plug(self) -> None:
         """Networks, names, filters and forwards are there before the machine is."""

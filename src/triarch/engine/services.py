@@ -13,6 +13,7 @@ from triarch.engine.plugged import resolved_devices
 from triarch.engine.records import MachineRecords, ProfileRecords, TemplateRecords
 from triarch.engine.snapshot_records import SnapshotRecords
 from triarch.engine.trees import Trees
+from triarch.model.device import Hardware
 from triarch.model.driver import GuestPack, LayerFile, MachineSpec
 from triarch.model.instance import Instance
 from triarch.model.machine import Machine
@@ -51,7 +52,7 @@ class Services:
     report: Report
     trees: Trees
     need: Need
-    guest_pack: GuestPack | None = field(default=None)
+    guest_packs: dict[Hardware, GuestPack] = field(default_factory=dict)
 
     def driver(self, machine: Machine) -> Driver:
         return self.architectures.driver(machine.architecture)
@@ -74,7 +75,7 @@ class Services:
             state_dir=str(self.instance.machine_state_dir(machine.uuid)),
             log_path=str(self.instance.log_path(machine.uuid)),
             cgroup=self.instance.cgroup(machine.uuid),
-            guest_pack=self.guest_pack,
+            guest_pack=self.guest_packs.get(machine.hardware),
             devices=resolved_devices(machine, self.pool, self.link_for),
         )
 

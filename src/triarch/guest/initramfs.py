@@ -22,6 +22,8 @@ class Source(msgspec.Struct, frozen=True, kw_only=True):
 
 
 KERNEL_SOURCE = Source(suite="bookworm", packages=("linux-image-cloud-amd64",))
+# Debian's cloud kernel has no driver for the hardware of real machines.
+GENERIC_KERNEL_SOURCE = Source(suite="bookworm", packages=("linux-image-amd64",))
 # Not bookworm's dropbear: 2022.83 ends sessions that open while another one closes (mended in 2024.86, "failure on
 # concurrent channel open/close"). It comes with its own loader and libraries, so the guest's suite does not matter.
 AGENT_SOURCE = Source(suite="trixie", packages=("dropbear-bin", "openssh-sftp-server"))
@@ -29,12 +31,17 @@ AGENT_SOURCE = Source(suite="trixie", packages=("dropbear-bin", "openssh-sftp-se
 # What init loads, stage by stage, as the configuration asks for it. The console comes first: the host's ports show up
 # while the others load. systemd looks for autofs first of all.
 STAGES = {
-    "base": ("virtio_pci", "virtio_console", "virtio_blk", "erofs", "overlay"),
+    "base": (
+        # The cloud kernel has these in itself: checksums, which others ask for by name as they load, and the delta's.
+        *("crc32c_generic", "crct10dif_generic", "crc64_rocksoft_generic", "ext4"),
+        *("virtio_pci", "virtio_console", "virtio_blk", "erofs", "overlay"),
+    ),
     "pmem": ("virtio_pmem", "nd_pmem"),
     "network": ("virtio_net",),
     "system": ("autofs4",),
     "memory": ("virtio_balloon",),
     "folder": ("virtiofs",),
+    "emulated": ("ahci", "sd_mod", "sr_mod", "nfit", "e1000"),
 }
 
 _LIBRARIES = ("libc.so.6", "libcrypt.so.1", "libz.so.1", "libtomcrypt.so.1", "libtommath.so.1", "libgmp.so.10")

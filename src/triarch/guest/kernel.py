@@ -63,7 +63,8 @@ def order_modules(wanted: Iterable[str], read: Callable[[str], bytes | None]) ->
         match = _DEPENDS.search(data)
         for dependency in match[1].decode().split(",") if match else ():
             if dependency:
-                add(dependency)
+                # Its file's name; the kernel's own has no hyphens.
+                add(dependency.replace("-", "_"))
         ordered[name] = data
 
     for name in wanted:

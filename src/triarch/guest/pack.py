@@ -22,6 +22,7 @@ from triarch.errors import Busy, Denied, Error
 from triarch.guest import cpio, initramfs, kernel, modules
 from triarch.host.locks import lock_file
 from triarch.host.process import run_async
+from triarch.model.device import Hardware
 from triarch.model.driver import GuestPack
 from triarch.model.instance import home_directory
 from triarch.model.operation import Progress
@@ -31,7 +32,7 @@ INITRD_FILE = "initrd"
 MODULES_FILE = "modules.erofs"
 MANIFEST_FILE = "manifest.json"
 _FORMAT = "1"
-_SOURCES = (initramfs.KERNEL_SOURCE, initramfs.AGENT_SOURCE)
+_KERNELS = {Hardware.PARAVIRT: initramfs.KERNEL_SOURCE, Hardware.EMULATED: initramfs.GENERIC_KERNEL_SOURCE}
 _STEP = "guest pack"
 _COMPILER_FLAGS = ("-static", "-Os", "-std=gnu11", "-Wall", "-Wextra", "-Werror", "-s")
 _INIT_SOURCE = Path(__file__).parent / "init"
@@ -66,14 +67,18 @@ def default_cache() -> Path:
     return (Path(base) if base else home_directory() / ".cache") / "triarch" / "guest"
 
 
-async def ensure_pack(progress: Report, *, cache: Path | None = None) -> GuestPack:
+async def ensure_pack(
+    progress: Report, *, cache: Path | None = None, hardware: Hardware = Hardware.PARAVIRT
+) -> GuestPack:
     """The guest pack of this version of Triarch, built when the cache holds none or a damaged one.
+
+    `hardware` is what its kernel has to have drivers for: each kind has a pack of its own.
 
     Cancellable; safe when several processes ask at once. Raises `MissingProgram`, `CommandFailed` (no network to the
     distribution's mirror), `Damaged` when the packages are not what was expected, `Denied`.
     """
     cache = cache or default_cache()
-    directory = cache / pack_key()
+    directory = cache / pack_key(hardware)
     pack = await asyncio.to_thread(_open_pack, directory)
     if pack is not None:
         return pack
@@ -87,7 +92,7 @@ async def ensure_pack(progress: Report, *, cache: Path | None = None) -> GuestPa
         pack = await asyncio.to_thread(_open_pack, directory)
         if pack is not None:
             return pack
-        await _build(directory, progress)
+        await _build(directory, (_KERNELS[hardware], initramfs.AGENT_SOURCE), progress)
     finally:
         os.close(lock)
     pack = await asyncio.to_thread(_open_pack, directory)
@@ -101,9 +106,9 @@ def init_sources() -> tuple[Path, ...]:
 
 
 @functools.cache
-def pack_key() -> str:
+def pack_key(hardware: Hardware = Hardware.PARAVIRT) -> str:
     """A name that changes with everything that goes into a pack."""
-    recipe = (_FORMAT, *_COMPILER_FLAGS)
+    recipe = (_FORMAT, *_COMPILER_FLAGS, *(() if hardware is Hardware.PARAVIRT else (hardware.value,)))
     sources = sorted((*_INIT_SOURCE.glob("*.[ch]"), *_FILES_SOURCE.glob("*.[ch]")))
     digest = hashlib.sha256("\n".join(recipe).encode())
     recipes = (cpio.__file__, kernel.__file__, initramfs.__file__, modules.__file__)
@@ -160,7 +165,7 @@ async def _take_lock(path: Path, progress: Report) -> int:
             await asyncio.sleep(_LOCK_POLL_SECONDS)
 
 
-async def _build(directory: Path, progress: Report) -> None:
+async def _build(directory: Path, packages: Sequence[initramfs.Source], progress: Report) -> None:
     partial = directory.with_suffix(".partial")
     _remove(partial)
     partial.mkdir()
@@ -169,11 +174,11 @@ async def _build(directory: Path, progress: Report) -> None:
         init = partial / "init"
         sources = sorted(str(path) for path in init_sources())
         await run_async(("cc", *_COMPILER_FLAGS, f"-I{_FILES_SOURCE}", "-o", str(init), *sources))
-        archives = [partial / f"{source.suite}.tar" for source in _SOURCES]
-        for source, archive in zip(_SOURCES, archives, strict=True):
+        archives = [partial / f"{source.suite}.tar" for source in packages]
+        for source, archive in zip(packages, archives, strict=True):
             await _fetch_packages(source, archive, progress)
         progress(Progress(step=_STEP, text="writing kernel, initramfs and modules", fraction=0.8))
-        await asyncio.to_thread(_write_pack, partial, archives, init)
+        await asyncio.to_thread(_write_pack, partial, packages, archives, init)
         for leftover in (*archives, init):
             leftover.unlink()
         _remove(directory)
@@ -197,9 +202,9 @@ async def _fetch_packages(source: initramfs.Source, archive: Path, progress: Rep
     await run_async(("mmdebstrap", *options, source.suite, str(archive)), on_line=on_line, environment=environment)
 
 
-def _write_pack(partial: Path, archives: Sequence[Path], init: Path) -> None:
+def _write_pack(partial: Path, sources: Sequence[initramfs.Source], archives: Sequence[Path], init: Path) -> None:
     with contextlib.ExitStack() as opened:
-        packages, agent = (initramfs.PackageTree(*pair) for pair in zip(_SOURCES, archives, strict=True))
+        packages, agent = (initramfs.PackageTree(*pair) for pair in zip(sources, archives, strict=True))
         for tree in (packages, agent):
             opened.callback(tree.close)
         boot = initramfs.compose(packages, agent, init.read_bytes())

@@ -171,6 +171,7 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True):
     `attached` connects the command's input and output to the control port, to a pseudo-terminal of size `terminal`
     if that is given; else its output goes to the console and its input is empty. `modules`: the kernel's modules are
     there too, for whatever the machine itself wants loaded. `devices` are rows of `guest.devices`.
+    `emulated`: drivers for the hardware of real machines are loaded.
     """
 
     hostname: str
@@ -183,6 +184,7 @@ class GuestConfig(msgspec.Struct, frozen=True, kw_only=True):
     network: GuestNetwork | None = None
     cards: tuple[GuestCard, ...] = ()
     devices: tuple[bytes, ...] = ()
+    emulated: bool = False
     attached: bool = False
     terminal: Resize | None = None
     modules: bool = False
@@ -225,6 +227,8 @@ def encode_config(config: GuestConfig) -> bytes:
         records.append(("modules", b"1"))
     if config.attached:
         records.append(("attached", b"1"))
+    if config.emulated:
+        records.append(("emulated", b"1"))
     if config.terminal is not None:
         records.append(("columns", b"%d" % config.terminal.columns))
         records.append(("rows", b"%d" % config.terminal.rows))

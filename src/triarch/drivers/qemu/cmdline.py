@@ -26,7 +26,7 @@ from triarch.guest.protocol import (
     Medium,
     kernel_command_line,
 )
-from triarch.model.device import DiskDevice, FolderDevice, NicDevice, VolumeDevice
+from triarch.model.device import DiskDevice, FolderDevice, Hardware, NicDevice, VolumeDevice
 from triarch.model.driver import MachineSpec, Resize, ResolvedDevice
 from triarch.model.network import BridgeLink, Link, MacvlanLink, NoLink, UserLink
 from triarch.model.resources import Resources
@@ -107,6 +107,7 @@ def guest_config(
         terminal=terminal,
         modules=machine.init is Init.SYSTEM,
         devices=rows_of(spec),
+        emulated=_emulated(spec),
     )
 
 
@@ -207,17 +208,17 @@ def qemu_argv(
         *_monitor(wiring),
         *_console(wiring),
         *_ports(wiring),
-        *_delta(wiring),
+        *_delta(spec, wiring),
         *_layers(spec, wiring),
         *_balloon(config),
-        *_modules(wiring),
-        *_network(spec.link, wiring),
+        *_modules(spec, wiring),
+        *_network(spec.link, wiring, "e1000" if _emulated(spec) else "virtio-net-pci"),
         *_room_for_devices(spec, config),
     )
 
 
 def _machine(spec: MachineSpec) -> str:
-    machine = "q35,usb=off,vmport=off"
+    machine = "q35,usb=off,vmport=off" + (",nvdimm=on" if _emulated(spec) else "")
     return f"{machine},memory-backend={SHARED_MEMORY}" if has_folders(spec) else machine
 
 
@@ -292,24 +293,29 @@ def _ports(wiring: Wiring) -> tuple[str, ...]:
     )
 
 
-def _delta(wiring: Wiring) -> tuple[str, ...]:
+def _emulated(spec: MachineSpec) -> bool:
+    return spec.machine.hardware is Hardware.EMULATED
+
+
+def _delta(spec: MachineSpec, wiring: Wiring) -> tuple[str, ...]:
     """QEMU's own locking is off: our flock is on the very descriptor that it holds."""
+    disk = "ide-hd,bus=ide.0" if _emulated(spec) else "virtio-blk-pci"
     file = f"driver=file,node-name=delta-file,filename=/dev/fdset/{wiring.delta},locking=off,discard=unmap"
     return (
         *("-add-fd", f"fd={wiring.delta},set={wiring.delta}"),
         *("-blockdev", file),
         *("-blockdev", "driver=raw,node-name=delta,file=delta-file,discard=unmap"),
-        *("-device", f"virtio-blk-pci,drive=delta,serial={DELTA_SERIAL}"),
+        *("-device", f"{disk},drive=delta,serial={DELTA_SERIAL}"),
     )
 
 
 def _layers(spec: MachineSpec, wiring: Wiring) -> tuple[str, ...]:
-    """Each layer is memory shared with the host's page cache, which the guest maps (virtio-pmem, DAX)."""
+    """Each layer is memory shared with the host's page cache, which the guest maps (DAX)."""
     arguments: list[str] = []
     for number, (layer, fd) in enumerate(zip(spec.layers, wiring.layers, strict=True)):
         backend = f"memory-backend-file,id=layer{number},mem-path={_path(fd)},size={layer.size_bytes}"
         arguments += ("-object", f"{backend},share=on,readonly=on")
-        arguments += ("-device", f"virtio-pmem-pci,memdev=layer{number}")
+        arguments += ("-device", f"{'nvdimm,unarmed=on' if _emulated(spec) else 'virtio-pmem-pci'},memdev=layer{number}")
     return tuple(arguments)
 
 
@@ -318,19 +324,21 @@ def _balloon(config: GuestConfig) -> tuple[str, ...]:
     return () if config.attached else ("-device", "virtio-balloon-pci,free-page-reporting=on")
 
 
-def _modules(wiring: Wiring) -> tuple[str, ...]:
+def _modules(spec: MachineSpec, wiring: Wiring) -> tuple[str, ...]:
+    """A disk of old cannot be read-only, so there they are on a CD."""
     if wiring.modules is None:
         return ()
+    disk = "ide-cd,bus=ide.1" if _emulated(spec) else "virtio-blk-pci"
     file = f"driver=file,node-name=modules-file,filename=/dev/fdset/{wiring.modules},read-only=on"
     return (
         *("-add-fd", f"fd={wiring.modules},set={wiring.modules}"),
         *("-blockdev", file),
         *("-blockdev", "driver=raw,node-name=modules,file=modules-file,read-only=on"),
-        *("-device", f"virtio-blk-pci,drive=modules,serial={MODULES_SERIAL}"),
+        *("-device", f"{disk},drive=modules,serial={MODULES_SERIAL}"),
     )
 
 
-def _network(link: Link, wiring: Wiring) -> tuple[str, ...]:
+def _network(link: Link, wiring: Wiring, card: str) -> tuple[str, ...]:
     match link:
         case BridgeLink() | MacvlanLink():
             backend = f"tap,id=net0,fd={wiring.tap},vhost=off"
@@ -342,4 +350,4 @@ def _network(link: Link, wiring: Wiring) -> tuple[str, ...]:
             backend = f"user,id=net0,ipv6=off{forwards}"
         case NoLink():
             return ()
-    return ("-netdev", backend, "-device", f"virtio-net-pci,netdev=net0,mac={link.nic.mac},romfile=")
+    return ("-netdev", backend, "-device", f"{card},netdev=net0,mac={link.nic.mac},romfile=")

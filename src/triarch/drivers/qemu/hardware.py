@@ -34,7 +34,8 @@ def parse_hardware(report: bytes) -> HardwareInfo:
     lines = [line.split(" ", 1) for line in report.decode(errors="replace").splitlines()]
     said = {key: _printable(rest[0]) if rest else "" for key, *rest in lines}
     bound = [_printable(rest[0]).split() for key, *rest in lines if key in ("net", "block") and rest]
-    drivers = {words[0]: words[1] for words in bound if len(words) == 2}
+    # Memory with a filesystem on it is no I/O.
+    drivers = {words[0]: words[1] for words in bound if len(words) == 2 and words[1] != "nd_pmem"}
     detail = [
         f"hypervisor: {_NAMES.get(said.get('hypervisor', ''), said.get('hypervisor') or 'none')}",
         f"clock: {said.get('clock', 'unknown')}",

@@ -124,6 +124,9 @@ static void find_disks(void) {
         char device[32];
         unsigned layer;
         snprintf(device, sizeof device, "/dev/%.20s", entry->d_name);
+        /* The hardware of real machines has no way to say that a disk may only be read but a CD. */
+        if (!strcmp(entry->d_name, "sr0") && !access(device, F_OK))
+            strcpy(modules_device, device);
         if ((strncmp(entry->d_name, "vd", 2) && strncmp(entry->d_name, "sd", 2)) || access(device, F_OK))
             continue;
         const char *serial = disk_serial(entry->d_name);
