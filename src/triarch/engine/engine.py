@@ -147,6 +147,9 @@ class Engine:
     async def _released(self, target: str) -> None:
         self._services.claims.release(target)
         await self._lifecycle.released(target)
+        if target.startswith("profile/"):
+            # One that a daemon's death interrupted is stored by now, and its machines follow.
+            self.profiles.reconcile()
 
     async def open(self) -> None:
         """Load the records, finish or undo what the last daemon left, adopt what runs.

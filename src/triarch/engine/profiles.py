@@ -127,6 +127,7 @@ class Profiles:
         self._services = services
         self._operations = operations
         self._reconciling: asyncio.Task[None] | None = None
+        self._again = False
 
     def all(self) -> tuple[ProfileView, ...]:
         """Sorted by name."""
@@ -197,10 +198,14 @@ class Profiles:
         arguments = ProfileArguments(name=name, before=before)
         return self._operations.begin(DeleteProfile(self._services, arguments, self._operations))
 
-    # -- at the start of the daemon
+    # -- after a crash
 
     def reconcile(self) -> None:
         """See to machines whose profile changed while the last daemon ended."""
+        if self._reconciling is not None and not self._reconciling.done():
+            self._again = True
+            return
+        self._again = False
         behind = [kept.value.name for kept in self._services.machines.all() if self._is_behind(kept.value)]
         if behind:
             self._reconciling = asyncio.create_task(self._catch_up(behind), name="profiles")
@@ -216,6 +221,9 @@ class Profiles:
         for name in names:
             told = await apply_to(self._services, self._operations, name)
             log.info("machine '%s' follows its profiles: %s", name, told)
+        self._reconciling = None
+        if self._again:
+            self.reconcile()
 
     async def close(self) -> None:
         if self._reconciling is not None:
