@@ -100,7 +100,8 @@ def test_the_last_lines_are_those_of_both_files(
     path.with_name("console.log.1").write_bytes(earlier)
     path.write_bytes(later)
     lines = split(earlier) + split(later)
-    assert asyncio.run(kept(path, Beginning(tail_lines=count))) == b"".join(lines[len(lines) - min(count, len(lines)) :])
+    wanted = lines[len(lines) - min(count, len(lines)) :]
+    assert asyncio.run(kept(path, Beginning(tail_lines=count))) == b"".join(wanted)
 
 
 def split(data: bytes) -> list[bytes]:

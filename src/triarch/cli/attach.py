@@ -63,8 +63,12 @@ _environment_option = click.option(
 @click.command(
     "exec",
     cls=CommandAfterName,
-    epilog="Examples: triarch exec web -- uname -a; triarch exec -t web top; "
-    "triarch exec --user www-data --cwd /srv web -- sh -c 'ls | wc -l'; triarch exec --timeout 30 web -- make",
+    epilog=examples(
+        "triarch exec web -- uname -a",
+        "triarch exec -t web top",
+        "triarch exec --user www-data --cwd /srv web -- sh -c 'ls | wc -l'",
+        "triarch exec --timeout 30 web -- make",
+    ),
 )
 @_terminal_option
 @_input_options[0]
@@ -97,7 +101,7 @@ def exec_command(
     "shell",
     cls=OwnExitCode,
     short_help="A login shell in a running machine.",
-    epilog="Examples: triarch shell web; triarch shell --user postgres db",
+    epilog=examples("triarch shell web", "triarch shell --user postgres db"),
 )
 @_terminal_option
 @_user_option

@@ -1,8 +1,8 @@
 """The messages of a stream (exec, console, run) between client and daemon.
 
-The client's first message is JSON: `ExecRequest`, `RunRequest` or `ConsoleRequest`. After it, binary messages carry data: their
-first byte is the channel, the rest the bytes. Text messages are JSON: `Control` from the client, `Ending` once from the
-daemon, which then closes.
+The client's first message is JSON: `ExecRequest`, `RunRequest` or `ConsoleRequest`. After it, binary messages carry
+data: their first byte is the channel, the rest the bytes. Text messages are JSON: `Control` from the client, `Ending`
+once from the daemon, which then closes.
 """
 
 from __future__ import annotations
