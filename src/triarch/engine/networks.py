@@ -47,6 +47,7 @@ class Networks:
     def __init__(self, services: Services, operations: Operations) -> None:
         self._services = services
         self._operations = operations
+        self._tasks: set[asyncio.Task[None]] = set()
 
     # -- looking
 
@@ -89,7 +90,9 @@ class Networks:
         except BaseException:
             del self._services.networks.reserved[name]
             raise
-        asyncio.get_running_loop().create_task(self._unreserve(operation.id, name))
+        task = asyncio.create_task(self._unreserve(operation.id, name))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return operation
 
     async def _unreserve(self, operation_id: str, name: str) -> None:
