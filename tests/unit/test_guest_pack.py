@@ -173,7 +173,7 @@ def recipe(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         await asyncio.sleep(0.3)
         archive.write_bytes(b"")
 
-    def write(partial: Path, archives: Sequence[Path], init: Path) -> None:
+    def write(partial: Path, sources: object, archives: Sequence[Path], init: Path) -> None:
         files = tuple(
             pack._write_file(partial / name, name.encode())
             for name in (pack.KERNEL_FILE, pack.INITRD_FILE, pack.MODULES_FILE)

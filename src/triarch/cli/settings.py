@@ -9,6 +9,7 @@ import click
 
 from triarch.cli.arguments import Number, SizeType, apply_all, completes
 from triarch.errors import Invalid
+from triarch.model.device import Hardware
 from triarch.model.resources import MIN_DISK_BYTES, MIN_MEMORY_BYTES
 from triarch.model.setting_forms import parse_forward
 from triarch.model.settings import Settings
@@ -31,6 +32,9 @@ def setting_options(command: Any) -> Any:
         click.option("-e", "--env", "environment", metavar="K=V", multiple=True, help="Environment variable."),
         click.option("--label", "labels", metavar="K=V", multiple=True, help="Label."),
         click.option("--network", metavar="NETWORK", help="A network's name, 'user' or 'none'."),
+        click.option(
+            "--hardware", type=click.Choice(("paravirt", "emulated")), help="Which virtual hardware a VM sees (paravirt)."
+        ),
         click.option("-p", "--publish", metavar="HOST:MACHINE", multiple=True, help="Forward a port of the host."),
         click.option(
             "-P",
@@ -78,6 +82,7 @@ def settings_of(values: dict[str, Any]) -> Settings:
         "environment": parse_environment(values["environment"]) or None,
         "labels": read_labels(values["labels"]),
         "network": values["network"],
+        "hardware": None if values["hardware"] is None else Hardware(values["hardware"]),
         "forwards": tuple(parse_forward(text) for text in values["publish"]) or None,
         "first_boot": _first_boot(values["first_boot"], values["ssh_keys"]),
     }

@@ -263,5 +263,52 @@ class CheckDeltas(PoolFixtures):
             pool.create_delta(uuid, SIZE_BYTES)
 
 
-class CheckPool(CheckLayers, CheckDeltas):
+class CheckVolumes(PoolFixtures):
+    """Filesystems of machines' own beside their deltas."""
+
+    def test_a_volume_is_an_empty_clean_ext4_and_keeps_what_is_written(self, pool: Pool) -> None:
+        uuid = new_uuid()
+        path = pool.volumes.create(uuid, "data", 64 << 20)
+        assert (path.stat().st_size, pool.volumes.all(uuid)) == (64 << 20, ("data",))
+        pool.volumes.check(uuid, "data")
+        e2fs("debugfs", "-w", "-f", "-", str(path), commands="mkdir kept\n")
+        assert pool.volumes.create(uuid, "data", 64 << 20) == path
+        assert "kept" in e2fs("debugfs", "-R", "ls /", str(path)).stdout
+
+    def test_a_volume_grows_and_never_shrinks(self, pool: Pool) -> None:
+        uuid = new_uuid()
+        path = pool.volumes.create(uuid, "data", 64 << 20)
+        pool.volumes.create(uuid, "data", 128 << 20)
+        assert path.stat().st_size == 128 << 20
+        pool.volumes.create(uuid, "data", 64 << 20)
+        assert path.stat().st_size == 128 << 20
+        pool.volumes.check(uuid, "data")
+
+    def test_a_held_volume_is_busy_and_untouched(self, pool: Pool) -> None:
+        uuid = new_uuid()
+        path = pool.volumes.create(uuid, "data", 64 << 20)
+        with held(path):
+            for act in (pool.volumes.check, pool.volumes.remove):
+                with pytest.raises(Busy):
+                    act(uuid, "data")
+            with pytest.raises(Busy):
+                pool.volumes.create(uuid, "data", 128 << 20)
+        assert path.stat().st_size == 64 << 20
+
+    def test_absent_is_removed_already(self, pool: Pool) -> None:
+        uuid = new_uuid()
+        pool.volumes.remove(uuid, "data")
+        pool.volumes.create(uuid, "data", 64 << 20)
+        pool.volumes.create(uuid, "more", 64 << 20)
+        pool.volumes.remove_all(uuid)
+        pool.volumes.remove_all(uuid)
+        assert pool.volumes.all(uuid) == ()
+
+    @pytest.mark.parametrize("name", ["", "..", "a/b", "A", "x" * 16, "a\n"])
+    def test_only_device_names_become_paths(self, pool: Pool, name: str) -> None:
+        with pytest.raises(Invalid):
+            pool.volumes.path(new_uuid(), name)
+
+
+class CheckPool(CheckLayers, CheckVolumes, CheckDeltas):
     """The whole contract."""
