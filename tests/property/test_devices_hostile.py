@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from contextlib import suppress
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,16 +26,12 @@ def test_any_report_is_taken(report: bytes) -> None:
 
 @given(st.sampled_from(["volume", "disk", "folder", "nic", "host", "usb"]), st.lists(st.text(max_size=20), max_size=4))
 def test_any_words_are_a_device_or_illegal(kind: str, words: list[str]) -> None:
-    try:
+    with suppress(Invalid):
         read_device(kind, words)
-    except Invalid:
-        pass
 
 
 @given(st.text(min_size=1, max_size=60).map("/".__add__), st.integers(0, 3))
 def test_every_path_has_a_name(path: str, taken: int) -> None:
-    import re
-
     names: list[str] = []
     for _ in range(taken + 1):
         names.append(device_name_for(path, names))

@@ -1,4 +1,4 @@
-"""SIGKILL of the daemon before and after each step of plugging a device in or out: finished or undone, nothing leaked."""
+"""SIGKILL of the daemon before and after each step of plugging in or out: finished or undone, nothing leaked."""
 
 from __future__ import annotations
 

@@ -135,5 +135,3 @@ def test_a_container_takes_a_device_of_the_host(site: Site) -> None:
     site.run("device", "remove", "c", "fuse")
     assert "refused" in site.run("exec", "c", "--", "sh", "-c", script)
     site.run("delete", "c", "--force")
-
-

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
 import click
 
-from triarch.cli.app import unknown_command
-from triarch.cli.arguments import machine_argument
-from triarch.cli.output import Column, output_option, print_rows
+from triarch.cli.arguments import NounGroup, completes, machine_argument
+from triarch.cli.dry_run import dry_run_option, would
+from triarch.cli.listing import Listing, list_options
+from triarch.cli.output import Column
 from triarch.cli.progress import finish
 from triarch.cli.session import Session
 from triarch.errors import Invalid, NotFound
@@ -27,37 +28,24 @@ from triarch.model.device import (
 )
 from triarch.model.resources import format_size
 
-ALIASES = {"ls": "list", "rm": "remove"}
 _MAX_NAME = 15
 
 
-class DeviceGroup(click.Group):
-    """With short names and suggestions."""
+class DeviceGroup(NounGroup):
+    """`rm` removes."""
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, ALIASES.get(cmd_name, cmd_name))
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            raise unknown_command(args[0], "device", (*self.commands, *ALIASES))
-        return super().resolve_command(ctx, args)
+    aliases: ClassVar[dict[str, str]] = {"ls": "list", "rm": "remove"}
 
 
 @click.group(
     "device",
+    short_help="Plug devices into machines and out of them.",
     cls=DeviceGroup,
     epilog="Examples: triarch device add web data volume path=/data size=20G; triarch device list web; "
     "triarch device remove web data",
 )
 def device_command() -> None:
     """Plug disks, folders, network cards and host devices into machines and out of them."""
-
-
-def _complete_devices(ctx: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
-    name = ctx.params.get("name")
-    client = Session(ctx.find_root().params.get("root")).running_client()
-    names = [each.name for each in client.devices.list(name)] if client is not None and name else []
-    return [name for name in names if name.startswith(incomplete)]
 
 
 _next_start = click.option("--next-start", is_flag=True, help="Leave a running machine as it is until its next start.")
@@ -129,9 +117,7 @@ def read_device(kind: str, words: Sequence[str]) -> Device:
 @click.argument("words", metavar="[KEY=VALUE]...", nargs=-1)
 @_next_start
 @click.pass_obj
-def device_add(
-    session: Session, name: str, device: str, kind: str, words: tuple[str, ...], next_start: bool
-) -> None:
+def device_add(session: Session, name: str, device: str, kind: str, words: tuple[str, ...], next_start: bool) -> None:
     """Plug a device into a machine, at once where it runs.
 
     volume: path, size. disk: source, read-only. folder: source, path, read-only. nic: network, address, address6,
@@ -152,22 +138,34 @@ def _add(session: Session, name: str, device: str, value: Device, next_start: bo
     epilog="Examples: triarch device remove web data; triarch device remove web data --purge",
 )
 @machine_argument()
-@click.argument("device", shell_complete=_complete_devices)
+@click.argument("device", shell_complete=completes("devices"))
 @click.option("--purge", is_flag=True, help="Delete a volume's data too.")
+@dry_run_option
 @click.pass_obj
-def device_remove(session: Session, name: str, device: str, purge: bool) -> None:
+def device_remove(session: Session, name: str, device: str, purge: bool, dry_run: bool) -> None:
     """Unplug a device from a machine. A volume keeps its data, for when it is added again under its name."""
     client = session.client
+    if dry_run:
+        found = next((each for each in client.devices.list(name) if each.name == device), None)
+        if found is None:
+            raise NotFound(f"machine '{name}' has no device '{device}'", hint=f"triarch device list {name}")
+        lost = ", and its data" if purge and _kind(found) == "volume" else ""
+        would("remove", f"device {device} of {name} ({_kind(found)}){lost}")
+        return
     finish(client, client.devices.remove(name, device, purge=purge))
 
 
-@device_command.command("list", epilog="Examples: triarch device list web; triarch device list web -o json")
+@device_command.command(
+    "list",
+    short_help="List the devices of a machine.",
+    epilog="Examples: triarch device list web; triarch device list web kind=volume -o json",
+)
 @machine_argument()
-@output_option
+@list_options(COLUMNS)
 @click.pass_obj
-def device_list(session: Session, name: str, output_format: str) -> None:
+def device_list(session: Session, name: str, listing: Listing[DeviceView]) -> None:
     """List the devices of a machine, and volumes that were detached from it and are kept."""
-    print_rows(session.client.devices.list(name), COLUMNS, output_format)
+    listing.print(session.client.devices.list(name))
 
 
 def split_place(text: str) -> tuple[str, str]:

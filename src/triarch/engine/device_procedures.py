@@ -51,6 +51,9 @@ class DeviceProcedure:
     def target(self) -> str:
         return self.machine.target
 
+    def steps(self) -> tuple[Step, ...]:
+        raise NotImplementedError
+
     @property
     def result(self) -> str | None:
         return self.arguments.name

@@ -64,9 +64,7 @@ class Devices:
         """Plug in a device, now where the machine runs. Raises what is wrong with it, or with the host's part of it."""
         machine = self._changeable(name)
         if request.name in machine.devices:
-            raise Exists(
-                f"machine '{name}' has a device '{request.name}' already", hint=f"triarch device list {name}"
-            )
+            raise Exists(f"machine '{name}' has a device '{request.name}' already", hint=f"triarch device list {name}")
         check_device(machine, request.name, request.device)
         check_source(request.device)
         self._check_alone(machine, request.device)
@@ -138,9 +136,7 @@ class Devices:
 
     async def _with(self, machine: Machine, own: dict[str, Device]) -> Machine:
         """The record as it is with these devices of its own."""
-        said = msgspec.structs.replace(
-            machine, own=msgspec.structs.replace(machine.own, devices=own or msgspec.UNSET)
-        )
+        said = msgspec.structs.replace(machine, own=msgspec.structs.replace(machine.own, devices=own or msgspec.UNSET))
         return (await plan_change(self._services, machine, said)).after
 
     def _check_alone(self, machine: Machine, device: Device) -> None:

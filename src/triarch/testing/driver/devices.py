@@ -196,9 +196,7 @@ async def with_folder(rig: DriverRig, device: ResolvedDevice) -> MachineSpec:
 def make_volume(directory: Path) -> ResolvedDevice:
     path = directory / "data.raw"
     make_volume_image(path, VOLUME_BYTES)
-    return ResolvedDevice(
-        name="data", device=VolumeDevice(path="/srv/data", size_bytes=VOLUME_BYTES), path=str(path)
-    )
+    return ResolvedDevice(name="data", device=VolumeDevice(path="/srv/data", size_bytes=VOLUME_BYTES), path=str(path))
 
 
 def check_volume(volume: ResolvedDevice) -> None:
