@@ -17,6 +17,7 @@ from triarch.guest.protocol import (
     Credit,
     Ended,
     FrameType,
+    GuestCard,
     GuestConfig,
     GuestDecoder,
     GuestMessage,
@@ -122,6 +123,7 @@ def test_the_whole_configuration() -> None:
         ("layer", b"block"),
         ("layer", b"pmem"),
         ("argv", b"true"),
+        ("network", b"1"),
         ("address", b"10.77.0.9"),
         ("netmask", b"255.255.0.0"),
         ("gateway", b"10.77.0.1"),
@@ -133,9 +135,27 @@ def test_the_whole_configuration() -> None:
     ]
 
 
+def test_ipv6_and_further_cards() -> None:
+    network = GuestNetwork(address="", address6="fd00::9/64", gateway6="fd00::1")
+    cards = (
+        GuestCard(name="eth1", mac="02:00:00:00:20:01", address="10.9.0.2/24", address6="fd00:9::2/64"),
+        GuestCard(name="lan", mac="02:00:00:00:40:01"),
+    )
+    found = records(encode_config(config(network=network, cards=cards)))
+    assert found[-5:] == [
+        ("network", b"1"),
+        ("address6", b"fd00::9/64"),
+        ("gateway6", b"fd00::1"),
+        ("card", b"eth1 02:00:00:00:20:01 10.9.0.2 255.255.255.0 fd00:9::2/64"),
+        ("card", b"lan 02:00:00:00:40:01 - - -"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"cards": (GuestCard(name="a b", mac="02:00:00:00:20:01"),)}, "illegal network card"),
+        ({"cards": (GuestCard(name="eth1", mac="02:00:00:00:20:01\n"),)}, "illegal network card"),
         ({"command": ("a\0b",)}, "the command has a NUL"),
         ({"environment": {"A": "\0"}}, "the environment has a NUL"),
         ({"environment": {"": "x"}}, "illegal variable name ''"),
