@@ -39,6 +39,7 @@ def test_it_explains_itself(path: Path_) -> None:
     command = COMMANDS[path]
     summary = command.get_short_help_str(limit=200)
     assert summary and summary[0].isupper() and summary.endswith((".", ")")), summary
+    assert len(summary) <= 66, f"{summary} is cut short on the help page: it needs a short_help"
     for parameter in command.params:
         if isinstance(parameter, click.Option):
             assert parameter.help, f"{parameter.opts} has no help"

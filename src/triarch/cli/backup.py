@@ -17,6 +17,7 @@ from triarch.model.snapshot import CopyMachine, ExportMachine, ImportMachine
 
 @click.command(
     "copy",
+    short_help="Make a new machine like another.",
     epilog="Examples: triarch copy web web2; triarch copy web/before-upgrade old-web; triarch copy web web2 --start",
 )
 @click.argument("source", metavar="NAME[/SNAPSHOT]")

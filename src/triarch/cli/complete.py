@@ -58,6 +58,13 @@ def snapshots(client: Client, ctx: click.Context) -> Iterable[str]:
 
 
 @_completer
+def devices(client: Client, ctx: click.Context) -> Iterable[str]:
+    """Of the machine that the command line has named already."""
+    name = ctx.params.get("name")
+    return (device.name for device in client.devices.list(name)) if name else ()
+
+
+@_completer
 def operations(client: Client, _: click.Context) -> Iterable[str]:
     return (operation.id for operation in client.operations() if not operation.status.ended)
 

@@ -12,11 +12,14 @@ import click
 import msgspec
 
 from triarch.cli import exit_codes
-from triarch.cli.app import complain, unknown_command
-from triarch.cli.output import Column, output_option, plain, print_rows
+from triarch.cli.app import complain
+from triarch.cli.arguments import NounGroup
+from triarch.cli.dry_run import dry_run_option, would
+from triarch.cli.listing import Listing, list_options
+from triarch.cli.output import Column, plain
 from triarch.cli.progress import FRAME_SECONDS, QUIET_SECONDS
 from triarch.cli.session import Session
-from triarch.errors import Invalid
+from triarch.errors import Invalid, NotFound
 from triarch.model.resources import format_size
 
 if TYPE_CHECKING:
@@ -24,27 +27,15 @@ if TYPE_CHECKING:
     from triarch.client.file_push import Overrides
     from triarch.client.files import Outcome
 
-ALIASES = {"ls": "list", "rm": "delete"}
 _STANDARD = "-"
 _SHOWN_SKIPS = 10
 _MAX_ID = (1 << 32) - 2
 
 
-class FileGroup(click.Group):
-    """With the short names and the suggestions of the commands above it."""
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        return super().get_command(ctx, ALIASES.get(cmd_name, cmd_name))
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
-            raise unknown_command(args[0], "file", (*self.commands, *ALIASES))
-        return super().resolve_command(ctx, args)
-
-
 @click.group(
     "file",
-    cls=FileGroup,
+    short_help="Copy, edit, list and delete files of machines.",
+    cls=NounGroup,
     epilog="Examples: triarch file push app.conf web/etc/; triarch file pull -r web/var/log ./logs; "
     "triarch file list web/etc",
 )
@@ -305,11 +296,15 @@ COLUMNS = (
 )
 
 
-@file_command.command("list", epilog="Examples: triarch file list web/etc; triarch file list web/ -o json")
-@output_option
+@file_command.command(
+    "list",
+    epilog="Examples: triarch file list web/etc; triarch file list web/ -o json; "
+    "triarch file list web/var/log '*.log' --sort -size",
+)
 @click.argument("target", metavar="NAME/PATH")
+@list_options(COLUMNS)
 @click.pass_obj
-def list_command(session: Session, output_format: str, target: str) -> None:
+def list_command(session: Session, target: str, listing: Listing[Listed]) -> None:
     """List a directory of a machine (also ls)."""
     from datetime import UTC, datetime
 
@@ -333,7 +328,7 @@ def list_command(session: Session, output_format: str, target: str) -> None:
                 target=_text(entry.target),
             )
         )
-    print_rows(rows, COLUMNS, output_format)
+    listing.print(rows)
 
 
 def _text(name: bytes) -> str:
@@ -344,13 +339,20 @@ def _text(name: bytes) -> str:
 @file_command.command("delete", epilog="Examples: triarch file delete web/tmp/x; triarch file delete -r web/srv/old")
 @click.option("-r", "--recursive", is_flag=True, help="Delete directories with all that is in them.")
 @click.argument("targets", metavar="NAME/PATH...", nargs=-1, required=True)
+@dry_run_option
 @click.pass_obj
-def delete_command(session: Session, recursive: bool, targets: tuple[str, ...]) -> int:
+def delete_command(session: Session, recursive: bool, targets: tuple[str, ...], dry_run: bool) -> int:
     """Delete files of a machine (also rm). What is mounted into it stays."""
     from triarch.cli.progress import each
 
     def delete(target: str) -> None:
         place = parse_place(target)
+        if dry_run:
+            found = session.client.files.stat(place.machine, place.path, follow=False)
+            if found is None:
+                raise NotFound(f"there is no '{target}'", hint=f"triarch file list {place.machine}/")
+            would("delete", f"{_KINDS[found.kind.value]} {target}")
+            return
         session.client.files.delete(place.machine, place.path, recursive=recursive)
 
     return each(targets, delete)

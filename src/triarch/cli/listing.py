@@ -40,7 +40,7 @@ class Listing(Generic[T]):
         self._quiet = quiet
         self._chosen = None if chosen is None else [self._column(word) for word in _words(chosen)]
         self._columns = self._chosen or columns
-        self._name = columns[0]
+        self._name = self._known.get("name", columns[0])
         descending = (order or "").startswith("-")
         self._order = None if not order else (self._column(order.lstrip("-")), descending)
         self._filters = [self._filter(text) for text in filters]

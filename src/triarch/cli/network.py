@@ -31,6 +31,7 @@ _network_argument = click.argument("name", metavar="NETWORK", shell_complete=com
 
 @click.group(
     "network",
+    short_help="Networks, and who may reach whom on them.",
     cls=NounGroup,
     epilog=examples(
         "triarch network create front",
@@ -108,6 +109,7 @@ def _editable_options(command: Any) -> Any:
 
 @network_command.command(
     "create",
+    short_help="Make a network.",
     epilog=examples(
         "triarch network create front --ipv4 10.9.0.0/24",
         "triarch network create lab --kind isolated",
@@ -213,7 +215,10 @@ RULE_COLUMNS = (
 
 
 @network_command.group(
-    "acl", cls=NounGroup, epilog=examples("triarch network acl list nat", "triarch network acl remove nat 1")
+    "acl",
+    short_help="A network's access list.",
+    cls=NounGroup,
+    epilog=examples("triarch network acl list nat", "triarch network acl remove nat 1"),
 )
 def acl_group() -> None:
     """A network's access list: the first rule that matches decides, what none matches is allowed."""

@@ -92,7 +92,11 @@ def profile_create(session: Session, name: str, words: tuple[str, ...], descript
     finish(client, client.profiles.create(Profile(name=name, description=description, settings=settings)))
 
 
-@profile_command.command("set", epilog=examples("triarch profile set small memory=1G label.size=small"))
+@profile_command.command(
+    "set",
+    short_help="Change settings of a profile and its machines.",
+    epilog=examples("triarch profile set small memory=1G label.size=small"),
+)
 @_profile_argument
 @_words_argument
 @click.option("--description", help="What it is for.")
@@ -124,7 +128,9 @@ def _tell(client: Client, operation: Operation) -> None:
 
 
 @profile_command.command(
-    "edit", epilog=examples("triarch profile edit small", "EDITOR=nano triarch profile edit small")
+    "edit",
+    short_help="Edit a profile in an editor.",
+    epilog=examples("triarch profile edit small", "EDITOR=nano triarch profile edit small"),
 )
 @_profile_argument
 @click.pass_obj

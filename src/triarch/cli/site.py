@@ -25,6 +25,7 @@ def site_command() -> None:
 
 @site_command.command(
     "export",
+    short_help="Print what there is as a site file.",
     epilog=examples("triarch site export > site.yaml", "triarch site export web db", "triarch site export -o json"),
 )
 @click.argument("names", metavar="[NAME]...", nargs=-1, shell_complete=completes("machines"))

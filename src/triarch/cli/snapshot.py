@@ -194,6 +194,7 @@ FILE_COLUMNS = (
 
 @snapshot_command.command(
     "diff",
+    short_help="Show what changed since a snapshot.",
     epilog="Examples: triarch snapshot diff web before-upgrade; triarch snapshot diff web snap0 snap1 -o json",
 )
 @machine_argument()
@@ -229,6 +230,7 @@ def _print_difference(found: Difference) -> None:
 
 @click.command(
     "restore",
+    short_help="Bring a machine back to a snapshot.",
     epilog="Examples: triarch restore web before-upgrade; triarch restore web before-upgrade --check; "
     "triarch restore web running --stateful",
 )

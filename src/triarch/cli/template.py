@@ -122,7 +122,11 @@ def template_build(
     _print_made(session, name)
 
 
-@template_command.command("import", epilog=examples("triarch template import alpine alpine-rootfs.tar.gz"))
+@template_command.command(
+    "import",
+    short_help="Make a template from a root file system archive.",
+    epilog=examples("triarch template import alpine alpine-rootfs.tar.gz"),
+)
 @click.argument("name")
 @click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.pass_obj

@@ -67,6 +67,7 @@ COLUMNS = (
 
 @click.command(
     "top",
+    short_help="Show what machines use, again and again.",
     epilog=examples("triarch top", "triarch top --sort memory", "triarch top --once", "triarch top --once -o csv"),
 )
 @click.option("--once", is_flag=True, help="Print one table and end, as without a terminal.")
@@ -124,7 +125,7 @@ def _draw(rows: Sequence[MachineUsage]) -> None:
     columns, height = shutil.get_terminal_size()
     lines = lines_of(rows, columns, height)
     lines[2] = style(lines[2], "bold", sys.stdout)
-    sys.stdout.write(_HOME + f"{_CLEAR_LINE}\r\n".join(lines) + _CLEAR_LINE + _CLEAR_BELOW)
+    sys.stdout.write(_HOME + f"{_CLEAR_LINE}\n".join(lines) + _CLEAR_LINE + _CLEAR_BELOW)
     sys.stdout.flush()
 
 

@@ -64,6 +64,7 @@ COLUMNS = (
 
 @click.command(
     "usage",
+    short_help="Show what machines used over time.",
     epilog=examples(
         "triarch usage",
         "triarch usage web --from 24h",
