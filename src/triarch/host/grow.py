@@ -59,7 +59,7 @@ def grow_mounted(device: str) -> None:
             os.close(root_fd)
     except PermissionError as error:
         raise Unsupported(
-            "a mounted filesystem grows only where the daemon has CAP_SYS_RESOURCE; it takes a restart"
+            "a mounted filesystem grows only where the daemon has CAP_SYS_RESOURCE"
         ) from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
