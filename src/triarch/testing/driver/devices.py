@@ -15,6 +15,7 @@ from triarch.drivers.base import Hotplug, Inspectable
 from triarch.errors import Error, InUse, Unsupported
 from triarch.host.ext4 import check_filesystem, make_volume_image
 from triarch.host.locks import lock_file
+from triarch.host.pidfd import find_by_argument
 from triarch.model.device import DiskDevice, FolderDevice, VolumeDevice
 from triarch.model.driver import Kind, MachineSpec, ResolvedDevice
 from triarch.model.state import Status
@@ -103,6 +104,15 @@ class CheckDevices(DriverFixtures):
             assert await run(rig, spec, f"cat /mnt/host/greeting; {touch}") == "hello\nno"
             assert await run(rig, spec, f"mount -o remount,rw /mnt/host 2>/dev/null; {touch}") == "no"
             assert not (folder / "x").exists()
+
+    async def test_nothing_serves_a_folder_once_the_machine_was_killed(self, rig: DriverRig, tmp_path: Path) -> None:
+        with shared_folder(tmp_path) as folder:
+            spec = await with_devices(rig, folder_device(folder))
+            await rig.die()
+            await rig.driver.kill(spec)
+            async with asyncio.timeout(rig.seconds(5)):
+                while find_by_argument(f"source={folder}"):
+                    await asyncio.sleep(0.05)
 
     async def test_nothing_but_the_folder_is_in_reach(self, rig: DriverRig, tmp_path: Path) -> None:
         with shared_folder(tmp_path) as folder:
