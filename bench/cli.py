@@ -11,10 +11,12 @@ from bench.ground import Ground
 from bench.measure import Samples, by_turns, repeat, seconds
 from bench.podman import Podman
 from bench.report import Row, compared
+from triarch.errors import Failed
 from triarch.testing.daemon_rig import DaemonRig
 
 MACHINES = 100
 FAKE_MACHINES = 1000
+SITE_MACHINES = 200
 
 
 def version(ground: Ground) -> Iterator[Row]:
@@ -53,4 +55,45 @@ def _api_list(machines: int, samples: Samples, at_most_ms: float) -> Row:
     return Row(what=f"API list of {machines:,} machines, whole request", unit="ms", ours=samples, at_most=at_most_ms)
 
 
-SECTION = (version, lists, list_fake)
+def apply_unchanged(ground: Ground) -> Iterator[Row]:
+    """A site file of many machines that are as it wants them, as a whole process; in memory only, as above."""
+    path = ground.directory / "site.yaml"
+    path.write_text(_site())
+    with DaemonRig(ground.directory / "site", machines=SITE_MACHINES) as rig:
+        rig.run("apply", "-f", str(path))
+
+        def apply() -> None:
+            done = rig.run("apply", "-f", str(path))
+            if done.stdout != f"{SITE_MACHINES + 1} unchanged\n".encode():
+                raise Failed(f"the site is not as it was applied: {done.stdout.decode()}{done.stderr.decode()}")
+
+        samples = repeat(ground.rounds, lambda: seconds(apply))
+    yield Row(
+        what=f"`triarch apply` of {SITE_MACHINES} unchanged machines, whole process",
+        unit="ms",
+        ours=samples,
+        at_most=500,
+    )
+
+
+def _site() -> str:
+    """A dozen settings for each."""
+    machines = "".join(
+        f"""  m{number:04}:
+    template: tiny
+    network: none
+    profiles: [base]
+    memory: {64 + number}M
+    cpus: 0.5
+    env: {{LANG: C.UTF-8, NUMBER: '{number}'}}
+    label: {{role: web, zone: a}}
+    health: {{command: [test, -e, /run/ready], interval: 10s}}
+    snapshots: {{every: 1h, keep: 7}}
+    stop-timeout: 30s
+"""
+        for number in range(1, SITE_MACHINES + 1)
+    )
+    return f"site: bench\nprofiles:\n  base:\n    restart: on-failure\nmachines:\n{machines}"
+
+
+SECTION = (version, lists, list_fake, apply_unchanged)

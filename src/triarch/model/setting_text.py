@@ -116,6 +116,7 @@ KEYS: tuple[SettingKey, ...] = (
 # Keys that say `none` of a whole group.
 GROUPS = ("health", "snapshots")
 _BY_NAME = {key.name: key for key in KEYS}
+_BY_TOP = {key.top: tuple(each for each in KEYS if each.top == key.top) for key in KEYS}
 _BY_FIELD = {key.field: key for key in KEYS if "." not in key.field and key.field not in GROUPS}
 
 
@@ -297,25 +298,30 @@ def flat(value: Written) -> str:
 def write_settings(settings: Settings) -> tuple[Setting, ...]:
     """Every setting that is set, in the order of the table, parts in order of their names."""
     values: dict[str, Any] = msgspec.to_builtins(settings)
-    return tuple(setting for key in KEYS if key.top in values for setting in _write(key, values))
+    return tuple(
+        setting
+        for top, keys in _BY_TOP.items()
+        if top in values
+        for key in keys
+        for setting in _write(key, top, values[top])
+    )
 
 
-def _write(key: SettingKey, values: Mapping[str, Any]) -> Iterable[Setting]:
-    value = values[key.top]
-    if key.has_parts:
+def _write(key: SettingKey, top: str, value: Any) -> Iterable[Setting]:
+    if top in MERGED_KEYS:
         for part in sorted(value):
             yield Setting(f"{key.name}.{part}", key.form.write(value[part]))
-    elif key.top in GROUPS:
-        yield from _write_group(key, value)
+    elif top in GROUPS:
+        yield from _write_group(key, top, value)
     else:
         yield Setting(key.name, "none" if value is None else key.form.write(value))
 
 
-def _write_group(key: SettingKey, group: Mapping[str, Any] | None) -> Iterable[Setting]:
+def _write_group(key: SettingKey, top: str, group: Mapping[str, Any] | None) -> Iterable[Setting]:
     if group is None:
         # Once for all keys of the group.
-        if key is next(each for each in KEYS if each.top == key.top):
-            yield Setting(key.top, "none")
+        if key is _BY_TOP[top][0]:
+            yield Setting(top, "none")
         return
     if key.field in GROUPS:
         if group.get("probe", "command") == key.name.partition(".")[2]:
@@ -323,7 +329,7 @@ def _write_group(key: SettingKey, group: Mapping[str, Any] | None) -> Iterable[S
         return
     inner = key.field.partition(".")[2]
     value = group.get(inner)
-    if value is not None and value != _DEFAULTS[key.top].get(inner):
+    if value is not None and value != _DEFAULTS[top].get(inner):
         yield Setting(key.name, key.form.write(value))
 
 

@@ -78,7 +78,7 @@ MACHINE_LAYER = "machine"
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True):
-    """Settings under a name, for many machines. The name is what a machine's could be; `labels` are the profile's own."""
+    """Settings under a name, which is what a machine's could be. `labels` are the profile's own, not its machines'."""
 
     name: str
     description: Annotated[str, msgspec.Meta(max_length=1000)] = ""

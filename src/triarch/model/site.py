@@ -10,6 +10,7 @@ machines: {web: {template: bookworm, as: container, profiles: [small], network: 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -150,14 +151,17 @@ class _Reader:
         return node.text
 
     def _settings(self, fields: dict[str, Node]) -> Settings:
-        """Every key that is a setting; one is read after another, so that an error knows its line."""
+        """Every key that is a setting, all in one; only where that fails one after another, to find the line."""
+        words = [(key, written(node)) for key, node in fields.items()]
+        with contextlib.suppress(Invalid):
+            return read_settings(words)
         settings = Settings()
-        for key, node in fields.items():
+        for key, value in words:
             try:
-                settings = read_settings([(key, written(node))], settings)
+                settings = read_settings([(key, value)], settings)
             except Invalid as error:
-                path = str(error.fields.get("path") or error.fields.get("key") or "")
-                raise self._fail(find(node, path.removeprefix(f"{key}.")), error.message, error.hint) from error
+                path = str(error.fields.get("path") or error.fields.get("key") or "").removeprefix(f"{key}.")
+                raise self._fail(find(fields[key], path), error.message, error.hint) from error
         return settings
 
     def _struct(self, node: Node, kind: type[T], what: str, **given: Any) -> T:

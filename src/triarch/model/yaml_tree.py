@@ -72,16 +72,19 @@ class _Reader:
     """Events in, nodes out."""
 
     def __init__(self, name: str, events: Iterator[yaml.Event]) -> None:
+        # Slow to load, and most commands read no file.
+        import yaml
+
         self._name = name
         self._events: Iterator[Any] = events
+        self._yaml = yaml
 
     def _fail(self, event: Any, reason: str) -> Invalid:
         return Invalid(f"{self._name}, line {event.start_mark.line + 1}: {reason}")
 
     def document(self) -> Node:
         """The one document; an empty stream is an empty text."""
-        import yaml
-
+        yaml = self._yaml
         root: Node | None = None
         for event in self._events:
             if isinstance(event, yaml.DocumentStartEvent):
@@ -91,8 +94,7 @@ class _Reader:
         return root or Node(line=1, text="")
 
     def _node(self, event: Any, depth: int, key_line: int | None) -> Node:
-        import yaml
-
+        yaml = self._yaml
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
             raise self._fail(event, "anchors and aliases are not taken; write it out")
         # The tag `!` alone is that of a quoted text.
@@ -111,8 +113,7 @@ class _Reader:
         return Node(line=line, fields=self._fields(depth))
 
     def _fields(self, depth: int) -> dict[str, Node]:
-        import yaml
-
+        yaml = self._yaml
         fields: dict[str, Node] = {}
         while not isinstance(event := next(self._events), yaml.MappingEndEvent):
             key = self._node(event, depth + 1, None)
