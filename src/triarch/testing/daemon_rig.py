@@ -19,7 +19,7 @@ from triarch.client import Client
 from triarch.errors import Error
 from triarch.model.instance import Instance, instance_at
 from triarch.model.machine import Machine
-from triarch.model.template import Init, Template, TemplateRef
+from triarch.model.template import Init, Template, TemplateRef, template_digest
 from triarch.storage.directory import DirectoryPool
 from triarch.store.base import Put
 from triarch.store.sqlite import SqliteStore
@@ -126,7 +126,7 @@ class DaemonRig:
             Template(
                 name=name,
                 level=1,
-                digest=layer.digest,
+                digest=template_digest((layer,)),
                 layers=(layer,),
                 init=init,
                 command=command,

@@ -308,6 +308,7 @@ class QemuDriver:
                 self._watches.ends = None
 
     async def close(self) -> None:
+        self._freezes.forget()
         for uuid in tuple(self._agents):
             await self._close_agent(uuid)
         self._watches.close()
