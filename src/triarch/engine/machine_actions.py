@@ -179,6 +179,7 @@ class MachineActions:
     async def boot(self) -> None:
         self.services.architectures.listen(self.current.architecture)
         await self.make_run_dir()
+        await self.prepare_volumes()
         await self.driver.create(self.spec)
         await self.driver.start(self.spec)
 
