@@ -133,9 +133,7 @@ def _grown(before: Mark | None, now: Mark, name: str, *, same_run: bool) -> floa
     return value - last if value >= last else value
 
 
-def _spread(
-    begin: float, end: float, per_second: dict[str, float], counted: dict[str, float]
-) -> Iterator[Charge]:
+def _spread(begin: float, end: float, per_second: dict[str, float], counted: dict[str, float]) -> Iterator[Charge]:
     """`per_second` counts for as long as it lasted; `counted` is shared out over the hours, nothing is lost of it."""
     left = {name: amount for name, amount in counted.items() if amount}
     pieces = list(_hours(begin, end))

@@ -45,9 +45,7 @@ _BY_MACHINE, _BY_LABEL = "machine", "label"
 class Usages:
     """`engine.usages`. One task looks at all running machines; everything else is answered from what it saw."""
 
-    def __init__(
-        self, services: Services, operations: Operations, clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, services: Services, operations: Operations, clock: Callable[[], float] = time.time) -> None:
         self.operation_counts = OperationCounts()
         self._services = services
         self._operations = operations

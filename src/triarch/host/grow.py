@@ -58,9 +58,7 @@ def grow_mounted(device: str) -> None:
         finally:
             os.close(root_fd)
     except PermissionError as error:
-        raise Unsupported(
-            "a mounted filesystem grows only where the daemon has CAP_SYS_RESOURCE"
-        ) from error
+        raise Unsupported("a mounted filesystem grows only where the daemon has CAP_SYS_RESOURCE") from error
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise Failed(f"the filesystem on {device} has no room for what describes a larger one") from error
