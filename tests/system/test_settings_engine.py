@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 from engine_rig import Engineer, engineer_at, machine_request, new_engine
 
-from triarch.errors import Exhausted, Exists, InUse, Invalid, NotFound, WrongState
+from triarch.errors import Busy, Exhausted, Exists, InUse, Invalid, NotFound, WrongState
 from triarch.model.machine import SetMachine, SettingChange
 from triarch.model.operation import Operation
 from triarch.model.policy import HealthCheck, RestartPolicy
@@ -178,3 +179,20 @@ async def test_a_new_daemon_sees_to_machines_whose_profile_changed(tmp_path: Pat
         await engineer.engine.profiles._reconciling
         view = engineer.engine.machine("web")
         assert (view.restart, view.autostart) == (RestartPolicy.NO, True)
+
+
+async def test_of_two_at_once_one_is_told_or_both_count(web: Engineer) -> None:
+    requests = [SetMachine(values={f"label.n{number}": "x"}) for number in range(10)]
+
+    async def change(request: SetMachine) -> bool:
+        try:
+            answer = await web.engine.set("web", request)
+        except Busy:
+            return False
+        assert isinstance(answer, Operation)
+        await web.done(answer)
+        return True
+
+    done = await asyncio.gather(*(change(request) for request in requests))
+    assert any(done)
+    assert len(web.engine.machine("web").labels) == sum(done)

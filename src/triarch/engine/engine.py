@@ -386,10 +386,14 @@ class Engine:
 
     async def set(self, name: str, request: SetMachine) -> Operation | tuple[SettingChange, ...]:
         """Change what is said of a machine; what is wrong with it is raised at once. With `check` only what it does."""
-        machine = self._services.machines.get(check_machine_name(name))
-        if not request.check:
-            self._operations.check_free(f"machine/{name}")
-        arguments = await plan_set(self._services, machine, request)
+        while True:
+            machine = self._services.machines.get(check_machine_name(name))
+            if not request.check:
+                self._operations.check_free(f"machine/{name}")
+            arguments = await plan_set(self._services, machine, request)
+            # Planning may wait, and somebody else change it meanwhile.
+            if self._services.machines.find(name) is not None and self._services.machines.get(name) is machine:
+                break
         if request.check:
             return arguments.changes
         return self._operations.begin(SetMachineProcedure(self._services, arguments))
@@ -427,6 +431,8 @@ class Engine:
 
         Cancelling this call removes the machine.
         """
+        if request.settings.first_boot:
+            raise Invalid("a throw-away machine has no first boot", hint=f"triarch launch {request.template}")
         machine = await self._resolve(msgspec.structs.replace(request, ephemeral=True))
         procedure = Run(self._services, MachineArguments(machine=machine), stdio, terminal)
         operation = self._begin_new(procedure)
