@@ -391,7 +391,7 @@ async def test_agent(pack: GuestPack, layers: tuple[Path, Path], keys: AgentKeys
         long = "y" * 100_000
         assert (await _run(agent, "sh", "-c", "echo ${#1}", "-", long))[1] == b"100000\n"
 
-        who = await _run(agent, "sh", "-c", "id -u; id -g; pwd", user=33, group=44, directory="/tmp")
+        who = await _run(agent, "sh", "-c", "id -u; id -g; pwd", user="33:44", directory="/tmp")
         assert who[1] == b"33\n44\n/tmp\n"
         terminal = await _run(agent, "sh", "-c", "stty size; echo e >&2", terminal=True, columns=91, rows=21)
         assert terminal[1:] == (b"21 91\r\ne\r\n", b"")
