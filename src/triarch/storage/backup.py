@@ -33,9 +33,12 @@ from triarch.errors import CommandFailed, Damaged, Exhausted, Invalid
 from triarch.host.files import full_disk_is_exhausted
 from triarch.host.sparse import BLOCK_BYTES, ContentDigest, blocks
 from triarch.host.zstd import compressing, decompressing
+from triarch.model.command import check_command
+from triarch.model.names import check_template_name
 from triarch.model.resources import format_size
 from triarch.model.snapshot import BackupManifest
-from triarch.model.template import template_digest
+from triarch.model.template import check_digest, template_digest
+from triarch.storage.disk_sets import DISK_NAME, ID
 
 FORMAT = 1
 MAGIC = b"TRIARCH-BACKUP 1\n"
@@ -198,8 +201,19 @@ class _Reader:
         names = expected_parts(manifest)
         if len(set(names)) != len(names) or names[:1] != ("delta",):
             raise self.damaged("it does not begin with one delta, or has a part twice")
-        if any(not 0 < disk.size_bytes <= _MAX_SIZE_BYTES for disk in manifest.disks):
-            raise self.damaged("a disk has no possible size")
+        # Every name in it that will be a file's or a key's.
+        if any(not DISK_NAME.match(disk.name) for disk in manifest.disks) or not ID.match(manifest.machine.uuid):
+            raise self.damaged("it names what can be no disk or machine")
+        try:
+            for layer in manifest.template.layers:
+                check_digest(layer.digest)
+            check_template_name(manifest.template.name)
+            check_command(manifest.template.command, manifest.template.environment)
+        except Invalid as error:
+            raise self.damaged(error.message) from error
+        layers = manifest.template.layers
+        if any(not 0 < each.size_bytes <= _MAX_SIZE_BYTES for each in (*manifest.disks, *layers)):
+            raise self.damaged("a disk or layer has no possible size")
         if template_digest(manifest.template.layers) != manifest.template.digest:
             raise self.damaged("the template's digest is not that of its layers")
         if manifest.machine.template.digest != manifest.template.digest:

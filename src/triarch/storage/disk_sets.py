@@ -25,8 +25,8 @@ from triarch.host.locks import lock_file
 from triarch.host.sparse import read_content
 from triarch.model.snapshot import DELTA, DiskImage
 
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
-_NAME = re.compile(r"(delta|volume-[a-z]([a-z0-9-]{0,13}[a-z0-9])?)\Z")
+ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
+DISK_NAME = re.compile(r"(delta|volume-[a-z]([a-z0-9-]{0,13}[a-z0-9])?)\Z")
 _VOLUME = "volume-"
 
 
@@ -47,7 +47,7 @@ class DirectorySets:
         return self._root / _checked(set_id)
 
     def disk_path(self, set_id: str, disk: str) -> Path:
-        if not _NAME.match(disk):
+        if not DISK_NAME.match(disk):
             raise Invalid(f"illegal name of a disk {disk[:80]!r}: it needs 'delta' or 'volume-NAME'")
         return self.path(set_id) / f"{disk}.raw"
 
@@ -198,7 +198,7 @@ class DirectorySets:
 
 
 def _checked(name: str) -> str:
-    if not _ID.match(name):
+    if not ID.match(name):
         raise Invalid(f"illegal id {name[:80]!r}: it needs 8-4-4-4-12 lower-case hex digits")
     return name
 
