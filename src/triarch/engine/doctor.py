@@ -21,6 +21,7 @@ from triarch.drivers.base import Driver
 from triarch.errors import Error, MissingProgram
 from triarch.host import facts, iptables, nft, sysctl
 from triarch.host.cgroup import cgroup_trees
+from triarch.host.lxcfs import own_view
 from triarch.host.process import PACKAGES, find_program
 from triarch.host.rights import rights
 from triarch.model.instance import Instance
@@ -256,6 +257,20 @@ def _seccomp(_: Instance) -> Check:
     )
 
 
+def _own_view(_: Instance) -> Check:
+    """Containers run without it: they then see the host's memory and processors, whatever their limits are."""
+    name = "lxcfs"
+    if own_view():
+        return Check(name=name, status=PASS, detail="containers see their own limits in /proc", needed_for="limits")
+    return Check(
+        name=name,
+        status=WARN,
+        detail="not mounted: containers see the memory and processors of the host in /proc",
+        fix="apt-get install lxcfs",
+        needed_for="limits",
+    )
+
+
 def _rcu(_: Instance) -> Check:
     """Never worse than PASS: it is host-wide and costs others time, so it is the operator's choice."""
     switch = Path("/sys/kernel/rcu_expedited")
@@ -419,6 +434,7 @@ _HOST_CHECKS: tuple[tuple[str, str, HostCheck], ...] = (
     ("loop devices", CONTAINERS, _loop_devices),
     ("control groups", CONTAINERS, _control_groups),
     ("seccomp profile", CONTAINERS, _seccomp),
+    ("lxcfs", "limits", _own_view),
     ("expedited rcu", "speed", _rcu),
     ("device /dev/kvm", "kvm machines", _kvm_device),
     ("xen", "xen machines", _xen),

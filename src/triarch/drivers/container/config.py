@@ -5,6 +5,8 @@ Specification: https://github.com/opencontainers/runtime-spec (config.md, config
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
 from triarch.drivers.container.seccomp import Seccomp
@@ -82,6 +84,9 @@ _READ_ONLY_PATHS = ("/proc/asound", "/proc/bus", "/proc/fs", "/proc/irq", "/proc
 _DEVICES = ((1, 3), (1, 5), (1, 7), (1, 8), (1, 9), (5, 0), (5, 1), (5, 2), (136, None))
 
 
+NO_VIEW: Mapping[str, str] = {}
+
+
 class _Oci(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
     """Fields as OCI spells them; what is not said is not written."""
 
@@ -110,7 +115,7 @@ class AllowedDevice(DeviceRule, frozen=True, kw_only=True, omit_defaults=False):
 
 
 class Limits(_Oci, frozen=True, kw_only=True):
-    """Only what cannot change: all other limits are set before the first process begins (`drivers.container.resize`)."""
+    """What cannot change. All other limits are set before the first process begins (`drivers.container.resize`)."""
 
     devices: tuple[DeviceRule, ...] = ()
 
@@ -212,8 +217,10 @@ def make_config(
     terminal: Resize | None,
     *,
     device_rules: bool = True,
+    view: Mapping[str, str] = NO_VIEW,
 ) -> Config:
     """All of `config.json`. Without `device_rules` the user namespace and `nodev` mounts alone keep devices away.
+    `view` are files that tell the machine of its own limits, by what they are mounted over (`host.lxcfs`).
 
     `compiled` is the finished filter, if there is one; `terminal` gives an app machine one."""
     machine = spec.machine
@@ -231,7 +238,7 @@ def make_config(
             capabilities=_granted(capabilities(machine.init), uid=0),
             console_size=None if terminal is None else ConsoleSize(height=terminal.rows, width=terminal.columns),
         ),
-        mounts=_mounts(system, paths),
+        mounts=_mounts(system, paths, view),
         linux=Linux(
             namespaces=(
                 *(Namespace(type=name) for name in ("pid", "ipc", "uts", "mount", "cgroup")),
@@ -283,7 +290,7 @@ def _granted(names: tuple[str, ...], uid: int) -> Capabilities:
     return Capabilities(bounding=names, effective=held, permitted=held)
 
 
-def _mounts(system: bool, paths: Paths) -> tuple[Mount, ...]:
+def _mounts(system: bool, paths: Paths, view: Mapping[str, str]) -> tuple[Mount, ...]:
     def mount(destination: str, kind: str, *options: str) -> Mount:
         return Mount(destination=destination, type=kind, source=kind, options=("nosuid", *options))
 
@@ -305,7 +312,11 @@ def _mounts(system: bool, paths: Paths) -> tuple[Mount, ...]:
         Mount(destination=f"/etc/{name}", type="bind", source=path, options=("bind", "nosuid", "nodev", "noexec"))
         for name, path in sorted(paths.files.items())
     )
-    return (*fixed, *(of_init if system else ()), *files)
+    limits = tuple(
+        Mount(destination=place, type="bind", source=path, options=("bind", "ro", "nosuid", "nodev", "noexec"))
+        for place, path in sorted(view.items())
+    )
+    return (*fixed, *(of_init if system else ()), *files, *limits)
 
 
 def _limits(spec: MachineSpec, device_rules: bool) -> Limits:

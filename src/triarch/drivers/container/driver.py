@@ -46,6 +46,7 @@ from triarch.errors import Busy, Invalid, MachineFailed, TimedOut, Unsupported, 
 from triarch.host import cgroup
 from triarch.host.launcher.client import Launcher
 from triarch.host.launcher.protocol import Launch, Launched, LayerSource, SmallFile
+from triarch.host.lxcfs import own_view
 from triarch.host.pidfd import is_alive
 from triarch.host.process import find_program
 from triarch.model.device import HardwareInfo
@@ -405,6 +406,7 @@ class ContainerDriver:
             compiled,
             terminal,
             device_rules=cgroup.can_filter_devices(),
+            view=own_view(self._launcher.pid),
         )
         files.config.write_bytes(msgspec.json.encode(config))
         on_terminal = spec.machine.init is Init.SYSTEM or terminal is not None

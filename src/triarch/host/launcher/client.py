@@ -129,6 +129,11 @@ class Launcher:
         if process is not None:
             await asyncio.to_thread(process.wait)
 
+    @property
+    def pid(self) -> int | None:
+        """Of the fork server, while there is one: a new one sees the mounts that this process sees."""
+        return None if self._process is None else self._process.pid
+
     async def _call(self, request: Launch | Probe | Plug | Unplug) -> Reply:
         async with self._slots:
             return await self._exchange(request)
