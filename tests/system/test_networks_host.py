@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -586,3 +587,28 @@ async def test_what_others_undo_is_mended_within_seconds(site: Site) -> None:
             assert index is not None
             netlink.delete(index)
         assert await eventually(answers), "the bridge is made again, and its ports are plugged in again"
+
+
+async def test_elements_that_are_added_one_by_one_are_those_that_are_written_at_once(site: Site) -> None:
+    """The kernel's sets, however they came to be, for machines that come and go."""
+    network = site.network()
+    table = f"triarch_{site.instance.tag}"
+
+    async def listed() -> str:
+        found = await asyncio.to_thread(run, ["nft", "list", "table", "bridge", table])
+        return "".join(sorted(re.findall(r'"tri\w+" \. [\w:.]+|"tri\w+"', found.decode())))
+
+    base = IPv4Interface(network.ipv4 or "").network
+    for index in range(1, 6):
+        nic = Nic(mac=site.host.mac(index), address=pick(base, index, (), ()) if index != 3 else "")
+        interface = site.host.host_interface(index)
+        port = Port(network="nat", machine=f"m{index}", names=(f"m{index}",), host_interface=interface, nic=nic)
+        await site.host.plug(network, port)
+    await site.host.unplug(site.host.host_interface(2))
+    await site.host.mend()
+    one_by_one = await listed()
+    assert site.host.host_interface(2) + '"' not in one_by_one
+    assert site.host.host_interface(5) in one_by_one
+    await asyncio.to_thread(nft.delete_table, table, "bridge")
+    await site.host.mend()
+    assert await listed() == one_by_one

@@ -165,6 +165,10 @@ class Dnsmasq:
         (self._hosts / key).unlink(missing_ok=True)
         (self._leases / key).unlink(missing_ok=True)
 
+    def knows(self, key: str) -> bool:
+        """Whether a record of the card is there."""
+        return (self._leases / key).exists() or (self._hosts / key).exists()
+
     def keys(self) -> frozenset[str]:
         """The cards that it knows."""
         found = (

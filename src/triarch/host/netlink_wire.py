@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from triarch.errors import Denied, Error, Exists, Failed, NotFound, Unsupported
 
@@ -77,6 +77,26 @@ class NetlinkSocket:
                 if interrupted:
                     raise InterruptedError(errno.EINTR, "the dump was interrupted")
                 return replies
+
+    def transact(self, requests: Sequence[tuple[int, int, bytes]]) -> None:
+        """Send (type, flags, body) of several requests as one datagram; return when all with ACKNOWLEDGE are answered.
+
+        Raises `OSError` with the first refusal.
+        """
+        first, waiting, datagram = self._sequence + 1, set(), b""
+        for kind, flags, body in requests:
+            self._sequence += 1
+            datagram += _HEADER.pack(_HEADER.size + len(body), kind, flags | REQUEST, self._sequence, 0)
+            datagram += body + bytes(-len(body) % 4)
+            if flags & ACKNOWLEDGE:
+                waiting.add(self._sequence)
+        self._socket.send(datagram)
+        while waiting:
+            for reply_kind, reply_flags, sequence, payload in messages(self._socket.recv(_RECEIVE_BYTES)):
+                if sequence < first or reply_kind != _NLMSG_ERROR:
+                    continue
+                raise_if_error(reply_kind, reply_flags, payload)
+                waiting.discard(sequence)
 
 
 def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:

@@ -16,6 +16,7 @@ from triarch.host import iptables, nft, sysctl
 from triarch.host.dnsmasq import Dnsmasq, Record, Serving
 from triarch.host.netlink import Netlink
 from triarch.host.nft import Table
+from triarch.host.nft_sets import change_elements
 from triarch.host.process import find_program
 from triarch.host.rights import rights
 from triarch.model.instance import Instance
@@ -24,7 +25,7 @@ from triarch.model.network import BridgeLink, MacvlanLink, Network, NetworkKind,
 from triarch.network import bridges
 from triarch.network.addresses import PREFIX_LENGTH, choose, choose6, gateway, gateway6, mac
 from triarch.network.plan import Port, Segment, bridged
-from triarch.network.rules import port_chains, routed_chains, table_name, wants_loopback
+from triarch.network.rules import port_chains, routed_chains, spoof_keys, table_name, wants_loopback, without_elements
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +50,9 @@ class HostNetworks:
         self._segments: dict[str, Segment] = {}
         self._ports: dict[str, Port] = {}
         self._servers: dict[int, Dnsmasq] = {}
+        self._published: dict[str, Port] = {}
         self._applied: tuple[Table, ...] = ()
+        self._keys: dict[str, set[bytes]] = {}
         self._allowed: tuple[str, ...] = ()
         self._seen: tuple[int, str | None] | None = None
         self._stale = asyncio.Event()
@@ -301,7 +304,9 @@ class HostNetworks:
             return
         server = self._servers.setdefault(network.index, bridges.name_server(self._instance, network))
         for name in self._plugged(network.name):
-            self._publish(self._ports[name])
+            # A new dnsmasq directory knows nobody; else only what is new is written.
+            if self._published.get(name) != self._ports[name] or not server.knows(name):
+                self._publish(self._ports[name])
         wanted = bridges.serving(segment)
         if wanted is None:
             await server.stop()
@@ -313,6 +318,7 @@ class HostNetworks:
         server = self._servers.get(segment.network.index) if segment is not None else None
         if server is not None:
             server.publish(port.host_interface, _record(port))
+            self._published[port.host_interface] = port
 
     def _tables(self, segments: Iterable[Segment], ports: Iterable[Port]) -> tuple[Table, ...]:
         ordered = sorted(segments, key=lambda segment: segment.network.index)
@@ -332,14 +338,32 @@ class HostNetworks:
         for port in self._ports.values():
             if wants_loopback(port) and port.network in self._segments:
                 bridges.ensure_loopback_route(self._segments[port.network])
-        if tables != self._applied or not all(nft.table_exists(table.family, table.name) for table in tables):
-            nft.replace_tables(*tables)
-            self._applied, self._seen = tables, None
-            self._stale.set()
+        if not all(nft.table_exists(table.family, table.name) for table in tables):
+            self._applied = ()
+        if tables != self._applied:
+            self._write(segments, tables)
         names = tuple(sorted(segment.bridge for segment in segments if segment.network.served))
         if names != self._allowed:
             iptables.allow(self._table, [rule for name in names for rule in _accepts(name)])
             self._allowed = names
+
+    def _write(self, segments: list[Segment], tables: tuple[Table, ...]) -> None:
+        """Where nothing but elements of sets differs, only those are changed, which takes no process."""
+        keys = spoof_keys(segments, tuple(self._ports.values()))
+        rules = [without_elements(table.text) for table in tables]
+        if rules == [without_elements(table.text) for table in self._applied]:
+            added = {name: keys[name] - self._keys[name] for name in keys}
+            removed = {name: self._keys[name] - keys[name] for name in keys}
+            try:
+                change_elements("bridge", self._table, added, removed)
+            except Error:
+                # Somebody else changed them: all is written anew.
+                self._applied = ()
+        if not self._applied or rules != [without_elements(table.text) for table in self._applied]:
+            nft.replace_tables(*tables)
+            self._seen = None
+            self._stale.set()
+        self._applied, self._keys = tables, keys
 
     # -- watching
 

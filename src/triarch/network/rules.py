@@ -11,9 +11,11 @@ Nothing that a person chose is written here but addresses, numbers and interface
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv6Interface
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface
 
+from triarch.host.nft_sets import key
 from triarch.model.instance import Instance
 from triarch.model.network import AclRule, Direction, Forward, NetworkKind, Protocol
 from triarch.network.addresses import gateway, gateway6, link_local
@@ -23,6 +25,7 @@ from triarch.network.plan import ANY_ADDRESS, Port, Segment, bridged, peers, sel
 # holds one second's worth beside the burst (nft_limit.c).
 _BUCKET_BYTES = 256 << 10
 _LEAST_BURST_BYTES = 64 << 10
+SPOOF_SETS = ("macs", "addresses4", "addresses6", "targets6", "unchecked")
 _ROUTED_INPUT = "{ 53, 67, 547 }"
 
 
@@ -199,11 +202,8 @@ def _spoof_sets(ports: Sequence[Port]) -> str:
             unchecked.append(name)
             continue
         v4.append(f"{name} . {port.nic.ip}")
-        own6 = [link_local(port.nic.mac)]
-        if port.nic.address6:
-            own6.append(IPv6Interface(port.nic.address6).ip)
-        v6 += [f"{name} . {address}" for address in own6]
-        targets += [f"{name} . 0x{address.packed.hex()}" for address in own6]
+        v6 += [f"{name} . {address}" for address in _own6(port)]
+        targets += [f"{name} . 0x{address.packed.hex()}" for address in _own6(port)]
     return "".join(
         (
             _set("macs", "type ifname . ether_addr", macs),
@@ -213,6 +213,35 @@ def _spoof_sets(ports: Sequence[Port]) -> str:
             _set("unchecked", "type ifname", unchecked),
         )
     )
+
+
+def _own6(port: Port) -> list[IPv6Address]:
+    own = [link_local(port.nic.mac)]
+    return [*own, IPv6Interface(port.nic.address6).ip] if port.nic.address6 else own
+
+
+def spoof_keys(segments: Sequence[Segment], ports: Sequence[Port]) -> dict[str, set[bytes]]:
+    """The elements of the same sets, as the kernel has them."""
+    found: dict[str, set[bytes]] = {name: set() for name in SPOOF_SETS}
+    own = {segment.network.name for segment in segments if bridged(segment)}
+    for port in ports:
+        if port.network not in own:
+            continue
+        name = port.host_interface
+        found["macs"].add(key(name, bytes.fromhex(port.nic.mac.replace(":", ""))))
+        if not port.nic.address:
+            found["unchecked"].add(key(name))
+            continue
+        found["addresses4"].add(key(name, IPv4Address(port.nic.ip).packed))
+        for address in _own6(port):
+            found["addresses6"].add(key(name, address.packed))
+            found["targets6"].add(key(name, address.packed))
+    return found
+
+
+def without_elements(text: str) -> str:
+    """Rules alone: two texts that are the same without elements differ by nothing but what is in the sets."""
+    return re.sub(r"(?m)^ +elements = .*\n", "", text)
 
 
 def _set(name: str, kind: str, elements: Sequence[str]) -> str:
