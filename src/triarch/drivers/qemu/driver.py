@@ -50,7 +50,7 @@ from triarch.guest.keys import generate_keys
 from triarch.guest.protocol import Stop
 from triarch.host.rights import rights
 from triarch.host.spawn import reap
-from triarch.model.device import HardwareInfo
+from triarch.model.device import HardwareInfo, HostDevice, UsbDevice
 from triarch.model.driver import DriverInfo, ExecRequest, Kind, MachineSpec, Observation, Resize, ResolvedDevice, Usage
 from triarch.model.instance import Instance
 from triarch.model.machine import Exit, Machine
@@ -96,6 +96,13 @@ class QemuDriver:
                 f"machine '{machine.name}' has {format_size(resources.memory_bytes)} of memory; "
                 f"a VM needs at least {format_size(MIN_MEMORY_BYTES)}"
             )
+        for name, device in machine.devices.items():
+            if isinstance(device, HostDevice | UsbDevice):
+                raise Unsupported(
+                    f"machine '{machine.name}' cannot have device '{name}' as a VM: a VM's kernel has no driver for "
+                    "devices of the host; container passes them on",
+                    machine=machine.name,
+                )
         if processors(resources) > MAX_PROCESSORS:
             raise Invalid(
                 f"machine '{machine.name}' has {processors(resources)} processors; a VM takes at most {MAX_PROCESSORS}"

@@ -226,6 +226,11 @@ def _mount_point(root_fd: int, path: str, *, directory: bool) -> int:
             _make(parent_fd, parts[count - 1], directory=directory or not last)
             os.close(parent_fd)
             found_fd = open_in_root(root_fd, here, os.O_PATH)
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG):
+                raise
+            reason = (error.strerror or "").lower()
+            raise Invalid(f"in the machine /{here} leads nowhere: {reason}", path=path) from error
         if stat.S_ISDIR(os.fstat(found_fd).st_mode) != (directory or not last):
             kind = "a directory" if directory or not last else "a file"
             raise Invalid(f"in the machine /{here} is not {kind}", path=path)
