@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -55,3 +56,13 @@ def test_networks(rig: DaemonRig) -> None:
     assert "10.0.0.0/8" not in out(rig, "network", "acl", "list", "back")
     assert "back" in out(rig, "network", "delete", "back", "--dry-run")
     out(rig, "network", "delete", "back")
+
+
+def test_devices(rig: DaemonRig, tmp_path: Path) -> None:
+    out(rig, "device", "add", "web", "src", "folder", f"source={tmp_path}", "path=/srv")
+    assert out(rig, "device", "ls", "web", "kind=folder", "-q") == "src\n"
+    assert out(rig, "device", "list", "web", "kind=disk", "-q") == ""
+    assert out(rig, "device", "remove", "web", "src", "--dry-run") == "would remove device src of web (folder)\n"
+    out(rig, "device", "remove", "web", "nothing", "--dry-run", code=3)
+    out(rig, "device", "rm", "web", "src")
+    assert out(rig, "device", "list", "web", "-q") == ""
