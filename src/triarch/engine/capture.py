@@ -42,6 +42,9 @@ async def capture(machine: MachineActions, set_id: str) -> Captured:
             f"machine '{spec.machine.name}' has to be stopped for this",
             hint=f"triarch stop {spec.machine.name}",
         )
+    if not sets.path(set_id).exists():
+        # Everything that can be done before is.
+        await asyncio.to_thread(sets.begin, set_id)
     consistency = await driver.freeze(spec)
 
     async def hold() -> None:

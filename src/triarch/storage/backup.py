@@ -211,8 +211,9 @@ class _Reader:
             check_command(manifest.template.command, manifest.template.environment)
         except Invalid as error:
             raise self.damaged(error.message) from error
-        layers = manifest.template.layers
-        if any(not 0 < each.size_bytes <= _MAX_SIZE_BYTES for each in (*manifest.disks, *layers)):
+        sizes = [disk.size_bytes for disk in manifest.disks]
+        sizes += [layer.size_bytes for layer in manifest.template.layers]
+        if any(not 0 < size_bytes <= _MAX_SIZE_BYTES for size_bytes in sizes):
             raise self.damaged("a disk or layer has no possible size")
         if template_digest(manifest.template.layers) != manifest.template.digest:
             raise self.damaged("the template's digest is not that of its layers")
