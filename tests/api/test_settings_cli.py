@@ -237,6 +237,10 @@ def test_what_is_wrong_is_named_with_its_line(out: Out, tmp_path: Path, text: st
     assert f"{path}, " in told and message in told
 
 
+def test_endless_input_is_not_read_to_its_end(out: Out) -> None:
+    assert "is too long" in out("apply", "-f", "/dev/zero", code=2)
+
+
 def test_one_that_fails_keeps_only_those_that_need_it(rig: DaemonRig, out: Out, client: Client, tmp_path: Path) -> None:
     path = tmp_path / "site.yaml"
     path.write_text(

@@ -14,7 +14,7 @@ from triarch.cli.session import Session
 from triarch.errors import Error, Invalid
 from triarch.model.site import read_site
 from triarch.model.site_plan import Action, Change, Field, Noun, Present, plan
-from triarch.model.yaml_tree import File, read_file
+from triarch.model.yaml_tree import MAX_BYTES, File, read_file
 
 if TYPE_CHECKING:
     from triarch.cli.site_changes import SiteChanges
@@ -69,8 +69,9 @@ def apply_command(session: Session, paths: tuple[str, ...], dry_run: bool, prune
 
 def _read(path: str) -> File:
     if path == STANDARD_INPUT:
-        return read_file("standard input", sys.stdin.buffer.read())
-    return read_file(path, Path(path).read_bytes())
+        return read_file("standard input", sys.stdin.buffer.read(MAX_BYTES + 1))
+    with Path(path).open("rb") as file:
+        return read_file(path, file.read(MAX_BYTES + 1))
 
 
 def look(client: Client) -> Present:

@@ -142,9 +142,10 @@ def read_first_boot(path: str) -> FirstBoot:
 
     from triarch.model.policy import FirstBoot
     from triarch.model.setting_text import read_settings
-    from triarch.model.yaml_tree import find, read_file, written
+    from triarch.model.yaml_tree import MAX_BYTES, find, read_file, written
 
-    data = Path(path).read_bytes()
+    with Path(path).open("rb") as opened:
+        data = opened.read(MAX_BYTES + 1)
     if data.startswith((b"#cloud-config", b"#!")):
         return FirstBoot(user_data=data.decode())
     file = read_file(path, data)

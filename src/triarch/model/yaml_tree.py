@@ -48,7 +48,7 @@ class File(msgspec.Struct, frozen=True):
 def read_file(name: str, data: bytes) -> File:
     """Raises `Invalid` that names the line."""
     if len(data) > MAX_BYTES:
-        raise Invalid(f"{name} has {len(data)} bytes: it needs at most {MAX_BYTES}")
+        raise Invalid(f"{name} is too long: it needs at most {MAX_BYTES} bytes")
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
