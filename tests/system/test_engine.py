@@ -172,7 +172,7 @@ async def test_refusals_name_the_object_and_what_was_needed(web: Engineer) -> No
         await engine.delete_template("tiny")
     with pytest.raises(Exists, match="template 'tiny' exists already"):
         await engine.import_template("tiny", Path("/nonexistent"))
-    with pytest.raises(Unsupported, match="only network 'user' has them"):
+    with pytest.raises(Unsupported, match="network 'none' has none, networks of kind nat"):
         await engine.create(
             CreateMachine(
                 name="x",

@@ -266,7 +266,7 @@ async def test_two_instances_do_not_meet(network: NatNetwork, instance: Instance
         await other.ensure(other_subnet)
         await network.publish("web", str(subnet.network_address + 2))
         with namespaces(2) as (here, there):
-            here_ip = await plug(network, instance, subnet, here, 1)
+            here_ip = await plug(network, instance, subnet, here, 1, "web")
             await plug(other, other_instance, other_subnet, there, 1)
             assert query(str(other_subnet.network_address + 1), "web").code == NXDOMAIN
             with listener(here) as (_, port), pytest.raises(TimeoutError):
