@@ -187,6 +187,11 @@ def test_ctrl_c_of_a_wait_only_detaches_and_says_so(rig: DaemonRig) -> None:
     assert rig.run("delete", "-f", "late").returncode == 0
 
 
+def test_ctrl_c_of_exec_ends_the_command_and_says_so(rig: DaemonRig) -> None:
+    code, said = interrupted(rig, "exec", "-T", "-n", "web", "--", "sleep", "30")
+    assert (code, said) == (130, "interrupted; what it ran in the machine is ended\n")
+
+
 # -- waiting
 
 

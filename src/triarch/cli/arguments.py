@@ -81,6 +81,9 @@ class OwnExitCode(click.Command):
             from triarch.cli.exit_codes import OwnFailure
 
             raise OwnFailure(error) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted; what it ran in the machine is ended", err=True)
+            raise
 
 
 class CommandAfterName(OwnExitCode):
