@@ -95,6 +95,19 @@ def check_resources(name: str, resources: Resources) -> None:
     host_cpus = os.cpu_count() or 1
     if resources.cpus is not None and resources.cpus > host_cpus:
         raise Exhausted(f"machine '{name}' asks for {resources.cpus:g} cpus: this host has {host_cpus}", machine=name)
+    if resources.cpu_set is not None:
+        _check_cpu_set(name, resources.cpu_set, host_cpus)
+
+
+def _check_cpu_set(name: str, cpu_set: str, host_cpus: int) -> None:
+    for part in cpu_set.split(","):
+        first, _, last = part.partition("-")
+        if int(last or first) < int(first):
+            raise Invalid(f"illegal cpu set '{cpu_set}': {part} ends before it begins", machine=name)
+        if int(last or first) >= host_cpus:
+            raise Exhausted(
+                f"machine '{name}' asks for cpu {last or first}: this host has {host_cpus}, from 0 on", machine=name
+            )
 
 
 def _default_network(services: Services, driver: Driver) -> str:
