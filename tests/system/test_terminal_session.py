@@ -180,6 +180,16 @@ def test_the_console_outlives_the_daemon(site: Site, machine: str, terminal: Ter
     terminal.until("ended with 0")
 
 
+def test_a_command_ends_with_the_daemon_that_carried_it(site: Site, machine: str) -> None:
+    """Its far end died too; it writes nothing, and would never find out."""
+    words = command(site, "exec", machine, "--", "sh", "-c", "echo begun; sleep 888")
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as client:
+        assert client.stdout is not None and client.stdout.readline() == b"begun\n"
+        kill_daemon(site)
+    assert client.returncode
+    site.until(machine, "ps | grep -v grep | grep -q 'sleep 888' || echo gone", "gone", 60)
+
+
 def test_many_are_at_one_console(site: Site, machine: str) -> None:
     with Client(site.instance) as client:
         ends = [client.console(machine, ConsoleRequest(read_only=n == 2)) for n in range(3)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -95,17 +95,28 @@ async def wait_for_end(process: ProcessId) -> None:
 def find_by_argument(argument: str) -> tuple[ProcessId, ...]:
     """Every process that has `argument` as one whole word of its command line."""
     wanted = os.fsencode(argument)
-    found = []
+    found = (process_id(pid) for pid, words in command_lines() if wanted in words)
+    return tuple(process for process in found if process is not None)
+
+
+def command_lines() -> Iterator[tuple[int, list[bytes]]]:
+    """The words that each process of the host was begun with."""
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
             continue
         try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
+            yield int(entry.name), (entry / "cmdline").read_bytes().split(b"\0")
         except OSError:
             continue
-        if wanted in words and (process := process_id(int(entry.name))) is not None:
-            found.append(process)
-    return tuple(found)
+
+
+def parent_of(pid: int) -> int:
+    """The parent's process id; 0 when there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[1])
 
 
 def members(pids: Iterable[int], number: int, number_of: Callable[[int], int]) -> tuple[ProcessId, ...]:

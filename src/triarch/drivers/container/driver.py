@@ -21,7 +21,7 @@ from triarch.drivers.container.cards import interfaces_of
 from triarch.drivers.container.checkpoint import check_checkpoint
 from triarch.drivers.container.config import Paths, capabilities, make_config, small_files
 from triarch.drivers.container.devices import attach, detach, until_volumes_free
-from triarch.drivers.container.exec import run_exec
+from triarch.drivers.container.exec import end_orphans, run_exec
 from triarch.drivers.container.files import serve_files
 from triarch.drivers.container.freeze import Freezes
 from triarch.drivers.container.hardware import hardware_of_host
@@ -184,11 +184,13 @@ class ContainerDriver:
         queue: asyncio.Queue[Observation] = asyncio.Queue()
         self._listeners.add(queue)
         try:
-            for record, files in self._records():
+            records = self._records()
+            for record, files in records:
                 run = await self._adopt(record, files)
                 known = run.record if run is not None else read_record(files)
                 if known is not None and not (run is not None and known.exit is not None):
                     yield observation(known, files)
+            await end_orphans({str(files.runtime_root): record.cgroup for record, files in records})
             while True:
                 yield await queue.get()
         finally:

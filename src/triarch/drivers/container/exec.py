@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import ExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from triarch.drivers.container.streams import copy_until, pipe_for_child, readab
 from triarch.errors import MachineFailed
 from triarch.host.cgroup import pids_in
 from triarch.host.child import Child
-from triarch.host.pidfd import ProcessId, members, send_signal
+from triarch.host.pidfd import ProcessId, command_lines, members, parent_of, send_signal
 from triarch.host.terminal import set_window_size
 from triarch.model.account import Account, NoSuchUser
 from triarch.model.driver import (
@@ -64,6 +64,25 @@ async def run_exec(spec: MachineSpec, first: ProcessId, request: ExecRequest, st
             await asyncio.shield(session.end())
             raise
         return session.exit(code)
+
+
+async def end_orphans(cgroups: Mapping[str, str]) -> None:
+    """Hang up, then kill, the commands of a daemon that has died: their far ends died with it.
+
+    `cgroups` is each machine's control group by its runtime root. Terminals were hung up by the kernel already.
+    """
+    options = {os.fsencode(f"--root={root}"): cgroup for root, cgroup in cgroups.items()}
+    orphans = []
+    for pid, words in command_lines():
+        cgroup = next((options[word] for word in words if word in options), None)
+        if cgroup is not None and b"exec" in words and parent_of(pid) != os.getpid():
+            for command in (each for each in pids_in(cgroup) if parent_of(each) == pid):
+                with suppress(ProcessLookupError):
+                    orphans.append(_Kin(cgroup, os.getsid(command), os.getsid))
+    if sum(orphan.signal(signal.SIGHUP) for orphan in orphans):
+        await asyncio.sleep(_HANGUP_SECONDS)
+        for orphan in orphans:
+            orphan.signal(signal.SIGKILL)
 
 
 class _Session:
