@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from triarch.client.connection import Upload
-from triarch.errors import DaemonUnavailable, Invalid, NotFound, TimedOut
+from triarch.errors import Conflict, DaemonUnavailable, Invalid, NotFound, TimedOut
 from triarch.model.operation import Operation
 from triarch.model.snapshot import Backup, CopyMachine, ExportMachine, ImportMachine, UploadBackup
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 PIECE_BYTES = 1 << 20
 TRIES = 3
+RETRY_SECONDS = 0.3
 
 Tell = Callable[[int, int], None]
 
@@ -97,9 +99,11 @@ class Backups:
                 try:
                     self._send(file.fileno(), begin, tell)
                     break
-                except (DaemonUnavailable, TimedOut):
+                except (Conflict, DaemonUnavailable, TimedOut):
+                    # A conflict: what a connection that broke had sent was still on its way.
                     if attempt == TRIES - 1:
                         raise
+                    time.sleep(RETRY_SECONDS)
         return begin.id
 
     def _send(self, fd: int, begin: UploadBackup, tell: Tell | None) -> None:

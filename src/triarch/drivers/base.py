@@ -181,8 +181,9 @@ class Freezable(Protocol):
     async def freeze(self, spec: MachineSpec) -> Consistency:
         """What was written is on the disks, and nothing is written until `thaw`; return what a copy made now is like.
 
-        A freeze that nobody ends, because the daemon died, ends by itself after `FREEZE_SECONDS`; freezing again what is
-        frozen makes it last that long from now. A guest that does not answer is stopped instead (`Consistency.CRASH`).
+        A freeze that nobody ends, because the daemon died, ends by itself after `FREEZE_SECONDS`; freezing again what
+        is frozen makes it last that long from now. A guest that does not answer is stopped instead
+        (`Consistency.CRASH`).
         """
         ...
 
