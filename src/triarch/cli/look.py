@@ -245,9 +245,7 @@ INFO_COLUMNS = (
 )
 
 
-@click.command(
-    "info", epilog=examples("triarch info web", "triarch info web -o json", "triarch info web --settings")
-)
+@click.command("info", epilog=examples("triarch info web", "triarch info web -o json", "triarch info web --settings"))
 @machine_argument()
 @click.option("--settings", "settings_only", is_flag=True, help="What was set, and by which profile.")
 @output_option

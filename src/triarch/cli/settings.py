@@ -32,9 +32,7 @@ def setting_options(command: Any) -> Any:
         click.option("-e", "--env", "environment", metavar="K=V", multiple=True, help="Environment variable."),
         click.option("--label", "labels", metavar="K=V", multiple=True, help="Label."),
         click.option("--network", metavar="NETWORK", help="A network's name, 'user' or 'none'."),
-        click.option(
-            "--hardware", type=click.Choice(("paravirt", "emulated")), help="What a VM sees (paravirt)."
-        ),
+        click.option("--hardware", type=click.Choice(("paravirt", "emulated")), help="What a VM sees (paravirt)."),
         click.option("-p", "--publish", metavar="HOST:MACHINE", multiple=True, help="Forward a port of the host."),
         click.option(
             "-P",

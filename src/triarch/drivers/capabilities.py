@@ -20,9 +20,9 @@ def table() -> str:
     rows = [
         "# What each architecture can do",
         "",
-        "Made by `python -m triarch.drivers.capabilities` from the drivers; do not edit it. Where an architecture lacks",
-        "something, the refusal names those that have it. Whether an architecture can be had on a host is found by",
-        "trying: `triarch architecture list`.",
+        "Made by `python -m triarch.drivers.capabilities` from the drivers; do not edit it.",
+        "Where an architecture lacks something, the refusal names those that have it. Whether an architecture can be",
+        "had on a host is found by trying: `triarch architecture list`.",
         "",
         f"| capability | what it is | {' | '.join(names)} |",
         f"|---|---|{'---|' * len(names)}",

@@ -31,9 +31,7 @@ ENDED = (Status.STOPPED, Status.ABSENT)
 class Lifecycle:
     """Keeps records true to what drivers see. `hear` never blocks; what follows from it runs as operations."""
 
-    def __init__(
-        self, services: Services, operations: Operations, journal: Journal, supervisor: Supervisor
-    ) -> None:
+    def __init__(self, services: Services, operations: Operations, journal: Journal, supervisor: Supervisor) -> None:
         self._services = services
         self._supervisor = supervisor
         self._operations = operations
