@@ -165,6 +165,8 @@ class Usages:
             disks = await asyncio.to_thread(self._disks, machines)
             for machine in running:
                 await self._measure(machine, disks)
+                # Others have their turn between any two.
+                await asyncio.sleep(0)
             self._samples.forget_but(frozenset(machine.uuid for machine in running))
             for machine in machines:
                 await self._charge(machine, disks.get(machine.uuid, 0))
