@@ -119,7 +119,7 @@ async def _answer(client: QMPClient, command: str) -> Any:
 async def _look(client: QMPClient) -> _Present:
     slots = await _answer(client, "query-hotpluggable-cpus")
     memory = await _answer(client, "query-memory-size-summary")
-    devices = await _answer(client, "query-memory-devices")
+    dimms = [device["data"] for device in await _answer(client, "query-memory-devices") if device["type"] == "dimm"]
     try:
         balloon = (await _answer(client, "query-balloon"))["actual"]
     except ExecuteError:
@@ -127,8 +127,9 @@ async def _look(client: QMPClient) -> _Present:
     return _Present(
         processors=sum(1 for slot in slots if "qom-path" in slot),
         most_processors=len(slots),
-        memory_bytes=memory["base-memory"] + memory.get("plugged-memory", 0),
-        slots_used=sum(1 for device in devices if device["type"] == "dimm"),
+        # The summary's plugged memory has the template's layers in it.
+        memory_bytes=memory["base-memory"] + sum(dimm["size"] for dimm in dimms),
+        slots_used=len(dimms),
         balloon_bytes=balloon,
     )
 

@@ -358,6 +358,7 @@ static void boot(void) {
     mount_system_folders();
     if (systemd)
         configure_systemd();
+    configure_names();
     configure_resolver();
     if (*modules_device)
         mount_modules();

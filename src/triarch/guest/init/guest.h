@@ -84,6 +84,7 @@ bool plug_card(const char *text);
 
 void configure_network(void);
 /* Name resolution comes from /run, so that neither template nor delta carries an address of this host. */
+void configure_names(void);
 void configure_resolver(void);
 void configure_networkd(void);
 void run_app(void) __attribute__((noreturn));

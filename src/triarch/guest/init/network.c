@@ -192,23 +192,48 @@ static void write_below_run(const char *link, const char *text) {
     write_file(path, text, strlen(text), 0644);
 }
 
+/* Mounted over the tree's own, as in a container: what the host knows of the machine is not written into its delta. */
+static void show_in_etc(const char *name, const char *text) {
+    char source[64], target[64];
+    snprintf(source, sizeof source, "/new/run/triarch/%s", name);
+    snprintf(target, sizeof target, "/new/etc/%s", name);
+    mkdir("/new/run/triarch", 0755);
+    write_file(source, text, strlen(text), 0644);
+    int place = open(target, O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644);
+    if (place < 0 || mount(source, target, NULL, MS_BIND, NULL))
+        say("cannot mount %s: %m", name);
+    close(place);
+}
+
+void configure_names(void) {
+    char text[900];
+    const char *name = config("hostname", 0) ?: "machine", *domain = config("domain", 0);
+    const char *addresses[] = {config("address", 0), config("address6", 0)};
+    snprintf(text, sizeof text, "%.63s\n", name);
+    show_in_etc("hostname", text);
+    int size = sprintf(text, "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
+    if (!addresses[0] && !addresses[1])
+        addresses[0] = "127.0.1.1";
+    for (int i = 0; i < 2; i++)
+        if (addresses[i])
+            size += sprintf(text + size, "%.*s %.63s%s%.100s %.63s\n", (int)strcspn(addresses[i], "/"), addresses[i], name,
+                            domain ? "." : "", domain ?: "", domain ? name : "");
+    show_in_etc("hosts", text);
+}
+
 void configure_resolver(void) {
     char text[400], target[256];
     if (!config("nameserver", 0))
         return;
     snprintf(text, sizeof text, "nameserver %.63s\n%s%.100s\n", config("nameserver", 0),
              config("domain", 0) ? "search " : "", config("domain", 0) ?: "");
-    mkdir("/new/run/triarch", 0755);
-    write_file("/new/run/triarch/resolv.conf", text, strlen(text), 0644);
     ssize_t length = readlink("/new/etc/resolv.conf", target, sizeof target - 1);
     if (length > 0) {
         target[length] = 0;
         write_below_run(target, text);
         return;
     }
-    close(open("/new/etc/resolv.conf", O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0644));
-    if (mount("/new/run/triarch/resolv.conf", "/new/etc/resolv.conf", NULL, MS_BIND, NULL))
-        say("cannot mount resolv.conf: %m");
+    show_in_etc("resolv.conf", text);
 }
 
 /* Cards whose addresses the host gave are none of networkd's business; others it asks for by DHCP. */
