@@ -49,7 +49,7 @@ class DiskSets(Protocol):
         """Clone a machine's disks, whose content the caller holds still, as fast as can be: not durable yet.
 
         They join what the caller put into a set that it began. An existing set is success. Raises `Exhausted`, leaving
-        nothing.
+        nothing, and `NotFound` for a disk that is lost.
         """
         ...
 

@@ -97,6 +97,10 @@ class DirectorySets:
         try:
             with full_disk_is_exhausted("a copy of the machine's disks", self._root):
                 for disk, source in sources.items():
+                    if not source.exists():
+                        raise NotFound(
+                            f"the machine's disk '{disk}' is lost: there is no file {source}", path=str(source)
+                        )
                     _clone(source, draft / f"{disk}.raw")
             self.finish(set_id)
         except BaseException:
