@@ -60,7 +60,7 @@ class Devices:
         self, spec: MachineSpec, run: Run, process: ProcessId, agent: Agent, device: ResolvedDevice
     ) -> None:
         async with monitor(run.monitor, spec.machine.name) as client:
-            if isinstance(device.device, FolderDevice) and not await _has_shared_memory(client):
+            if isinstance(device.device, FolderDevice) and not await has_shared_memory(client):
                 raise Unsupported(
                     f"machine '{spec.machine.name}' takes a restart for its first folder: "
                     "its memory is not shared with the program that serves folders",
@@ -216,7 +216,8 @@ async def _is_plugged(client: QMPClient, name: str) -> bool:
     return any(entry["name"] == _id(name) for entry in listing)
 
 
-async def _has_shared_memory(client: QMPClient) -> bool:
+async def has_shared_memory(client: QMPClient) -> bool:
+    """Whether virtiofsd can share the guest's memory: a VM that had a folder at its start."""
     listing: Any = await client.execute("qom-list", {"path": "/objects"})
     return any(entry["name"] == SHARED_MEMORY for entry in listing)
 

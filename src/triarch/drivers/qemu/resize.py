@@ -12,6 +12,7 @@ from qemu.qmp import ExecuteError, QMPClient
 
 from triarch.drivers.qemu.cmdline import MEMORY_SLOTS, memory_bytes, processors
 from triarch.drivers.qemu.control import open_control
+from triarch.drivers.qemu.devices import has_shared_memory
 from triarch.drivers.qemu.launch import limits_of
 from triarch.drivers.qemu.monitor import monitor
 from triarch.drivers.qemu.run import Run
@@ -205,7 +206,10 @@ async def _plug_memory(client: QMPClient, spec: MachineSpec, run: Run, present: 
     size_bytes = -(-missing_bytes // _BLOCK_BYTES) * _BLOCK_BYTES
     backend, module = f"memory{present.slots_used}", f"dimm{present.slots_used}"
     before = (await _adapt(spec, run, lambda _: True, "answer")).memory_bytes
-    await client.execute("object-add", {"qom-type": "memory-backend-ram", "id": backend, "size": size_bytes})
+    # Of a guest whose memory virtiofsd shares, it has to have all.
+    shared = await has_shared_memory(client)
+    kind = {"qom-type": "memory-backend-memfd", "share": True} if shared else {"qom-type": "memory-backend-ram"}
+    await client.execute("object-add", {**kind, "id": backend, "size": size_bytes})
     try:
         place = {"addr": await _free_address(client)}
         await client.execute("device_add", {"driver": "pc-dimm", "id": module, "memdev": backend, **place})
