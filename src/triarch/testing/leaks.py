@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from triarch.errors import CommandFailed, MissingProgram
@@ -50,7 +51,8 @@ def _loop_devices(instance: Instance) -> list[str]:
 
 def _interfaces(instance: Instance) -> list[str]:
     names = sorted(path.name for path in Path("/sys/class/net").iterdir())
-    return [f"interface: {name}" for name in names if name == instance.bridge or name.startswith(instance.bridge + "m")]
+    own = re.compile(rf"{instance.bridge}([mn][0-9].*)?")
+    return [f"interface: {name}" for name in names if own.fullmatch(name)]
 
 
 def _tables(instance: Instance) -> list[str]:
