@@ -395,6 +395,8 @@ class HostNetworks:
     async def mend(self) -> bool:
         """Look after everything that running machines need, and put back what is gone; whether anything was."""
         used = {port.network for port in self._ports.values()}
+        if not used and not self._segments:
+            return False
         async with self._lock:
             await asyncio.to_thread(self._apply)
             lost = await asyncio.to_thread(self._lost, used)
