@@ -310,5 +310,79 @@ class CheckVolumes(PoolFixtures):
             pool.volumes.path(new_uuid(), name)
 
 
-class CheckPool(CheckLayers, CheckVolumes, CheckDeltas):
+class CheckSets(PoolFixtures):
+    def write(self, pool: Pool, uuid: str, name: str) -> None:
+        e2fs("debugfs", "-w", "-f", "-", str(pool.delta_path(uuid)), commands=f"mkdir upper/{name}\n")
+
+    def names(self, path: Path) -> str:
+        return e2fs("debugfs", "-R", "ls -p /upper", str(path)).stdout
+
+    @pytest.fixture
+    def captured(self, pool: Pool) -> tuple[str, str]:
+        """A machine that wrote 'before', a set of it, and 'after' in the machine since."""
+        uuid, set_id = new_uuid(), new_uuid()
+        pool.create_delta(uuid, SIZE_BYTES)
+        self.write(pool, uuid, "before")
+        pool.sets.capture(uuid, set_id)
+        self.write(pool, uuid, "after")
+        return uuid, set_id
+
+    def test_a_set_is_what_the_machine_was(self, pool: Pool, captured: tuple[str, str]) -> None:
+        uuid, set_id = captured
+        pool.sets.capture(uuid, set_id)
+        assert pool.sets.all() == (set_id,) and pool.sets.disks(set_id) == ("delta",)
+        pool.sets.check(set_id)
+        names = self.names(pool.sets.disk_path(set_id, "delta"))
+        assert "before" in names and "after" not in names
+        (image,) = pool.sets.describe(set_id)
+        assert image.size_bytes == SIZE_BYTES and 0 < image.content_bytes < SIZE_BYTES
+        copy = new_uuid()
+        pool.sets.duplicate(set_id, copy)
+        pool.sets.verify(copy, (image,))
+
+    def test_one_flipped_bit_and_a_lost_disk_are_damage(self, pool: Pool, captured: tuple[str, str]) -> None:
+        _, set_id = captured
+        images = pool.sets.describe(set_id)
+        path = pool.sets.disk_path(set_id, "delta")
+        overwrite(path, SIZE_BYTES // 2, b"\1")
+        with pytest.raises(Damaged, match="delta"):
+            pool.sets.verify(set_id, images)
+        path.unlink()
+        with pytest.raises(Damaged, match="lost"):
+            pool.sets.verify(set_id, images)
+
+    def test_installing_can_be_repeated_and_taken_back(self, pool: Pool, captured: tuple[str, str]) -> None:
+        uuid, set_id = captured
+        aside = new_uuid()
+        for _ in range(2):
+            pool.sets.install(set_id, uuid, aside)
+        assert "after" not in self.names(pool.delta_path(uuid))
+        assert pool.sets.all() == (aside,)
+        for _ in range(2):
+            pool.sets.take_back(uuid, aside)
+        assert "after" in self.names(pool.delta_path(uuid))
+        assert pool.sets.all() == ()
+
+    def test_a_disk_in_use_is_neither_replaced_nor_lost(self, pool: Pool, captured: tuple[str, str]) -> None:
+        uuid, set_id = captured
+        with held(pool.delta_path(uuid)), pytest.raises(Busy):
+            pool.sets.install(set_id, uuid, new_uuid())
+        assert "after" in self.names(pool.delta_path(uuid))
+
+    def test_what_was_begun_is_swept_and_only_ids_become_paths(self, pool: Pool) -> None:
+        set_id = new_uuid()
+        pool.sets.begin(set_id)
+        assert pool.sets.all() == ()
+        pool.prepare()
+        pool.sets.begin(set_id)
+        pool.sets.remove(set_id)
+        pool.sets.remove(set_id)
+        for name in ("", "..", "../x", set_id.upper()):
+            with pytest.raises(Invalid):
+                pool.sets.path(name)
+        with pytest.raises(Invalid):
+            pool.sets.disk_path(set_id, "../delta")
+
+
+class CheckPool(CheckSets, CheckLayers, CheckVolumes, CheckDeltas):
     """The whole contract."""
