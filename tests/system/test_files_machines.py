@@ -286,15 +286,13 @@ def test_the_machines_own_links_lead_into_the_machine(client: Client, place: Sit
     assert entry is not None and entry.kind is FileKind.SYMLINK
 
 
-def test_the_command_line_says_it_all(place: Site, tmp_path: Path) -> None:
+def test_the_command_line_says_it_all(place: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x").write_text("hello\n")
     place.run("file", "push", "-p", str(tmp_path / "x"), "box/a/b/c", "--mode", "600", "--uid", "5")
     assert place.run("file", "pull", "box/a/b/c", "-") == "hello\n"
     assert "0600   file     5     0      6" in place.run("file", "ls", "box/a/b")
-    done = subprocess.run(
-        [*argv(place), "file", "edit", "box/a/b/c"], env={**os.environ, "EDITOR": "sed -i s/hello/bye/"}, check=True
-    )
-    assert done.returncode == 0
+    monkeypatch.setenv("EDITOR", "sed -i s/hello/bye/")
+    place.run("file", "edit", "box/a/b/c")
     assert place.run("file", "pull", "box/a/b/c", "-") == "bye\n"
     assert '"uid": 5' in place.run("file", "list", "box/a/b", "-o", "json")
     place.run("file", "delete", "-r", "box/a")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterable
@@ -71,6 +72,8 @@ class Push:
         self.faults: tuple[FileFault, ...] = ()
         self.skipped: list[Skipped] = []
         self.largest_bytes = 0
+        # Files that are gone on with: their names here by those there.
+        self._resumed: dict[bytes, bytes] = {}
 
     def tree(self, source: bytes, target: bytes, *, recursive: bool) -> None:
         """Copy `source` to the path `target`. Without `recursive` a link is followed.
@@ -83,8 +86,14 @@ class Push:
         self._object(source, target, status)
 
     def sync(self) -> None:
-        """Return when the machine has it all."""
+        """Return when the machine has it all. What another copy of the same file was in the way of is sent again."""
         self.faults += self._link.sync()
+        again = [fault for fault in self.faults if fault.number == errno.EAGAIN and fault.path in self._resumed]
+        if again:
+            self.faults = tuple(fault for fault in self.faults if fault not in again)
+            for fault in again:
+                self._file(self._resumed.pop(fault.path), fault.path)
+            self.faults += self._link.sync()
 
     def _dressed(self, entry: FileEntry) -> FileEntry:
         over = self._overrides
@@ -98,7 +107,7 @@ class Push:
 
     def _object(self, source: bytes, target: bytes, status: os.stat_result) -> None:
         if stat.S_ISREG(status.st_mode):
-            self._file(source, target, status)
+            self._name(source, target, status)
         elif stat.S_ISDIR(status.st_mode):
             self._directory(source, target, status)
         elif stat.S_ISLNK(status.st_mode):
@@ -119,23 +128,27 @@ class Push:
         # What was made in it has changed its time.
         self._link.begin(msgspec.structs.replace(entry, flags=Flag.TIMES_ONLY))
 
-    def _file(self, source: bytes, target: bytes, status: os.stat_result) -> None:
+    def _name(self, source: bytes, target: bytes, status: os.stat_result) -> None:
+        """A file, or one more name of one that was sent."""
         if status.st_nlink > 1:
             first = self._links.setdefault((status.st_dev, status.st_ino), target)
             if first != target:
                 linked = self._dressed(describe(target, status, first))
                 self._link.begin(msgspec.structs.replace(linked, kind=FileKind.LINK))
                 return
+        self._file(source, target, resume=True)
+
+    def _file(self, source: bytes, target: bytes, *, resume: bool = False) -> None:
         fd = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             status = os.fstat(fd)
             if not stat.S_ISREG(status.st_mode):
                 raise OSError(0, "it is no ordinary file any more")
-            self._send(fd, target, status)
+            self._send(fd, source, target, status, resume=resume)
         finally:
             os.close(fd)
 
-    def _send(self, fd: int, target: bytes, status: os.stat_result) -> None:
+    def _send(self, fd: int, source: bytes, target: bytes, status: os.stat_result, *, resume: bool) -> None:
         entry = msgspec.structs.replace(self._dressed(describe(target, status)), xattrs=xattrs_of(fd))
         size = status.st_size
         self.largest_bytes = max(self.largest_bytes, size)
@@ -143,7 +156,9 @@ class Push:
         offset = 0
         if size >= RESUMABLE_BYTES:
             tag = tag_of(target, b"%d %d" % (size, status.st_mtime_ns))
-            offset = self._resumed_at(fd, target, tag, size)
+            offset = self._resumed_at(fd, target, tag, size) if resume else 0
+            if offset:
+                self._resumed[target] = source
             entry = msgspec.structs.replace(entry, tag=tag, offset=offset)
         self._link.begin(entry)
         self.transfer.done_bytes += offset

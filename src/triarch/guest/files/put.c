@@ -101,28 +101,33 @@ static bool resize(uint64_t size) {
     return !fstat(put.file, &status) && ((uint64_t)status.st_size == size || !ftruncate(put.file, (off_t)size));
 }
 
+/* The partial copy is ours alone, is still under its name, and has what is to be gone on with. */
+static bool is_ours(uint64_t offset) {
+    struct stat opened, named;
+    return !fstat(put.file, &opened) && S_ISREG(opened.st_mode) && !flock(put.file, LOCK_EX | LOCK_NB) &&
+           !fstatat(put.parent, put.partial, &named, AT_SYMLINK_NOFOLLOW) && named.st_ino == opened.st_ino &&
+           opened.st_nlink == 1 && (uint64_t)opened.st_size >= offset;
+}
+
 static void begin_file(const struct files_entry *entry) {
     put.entry = *entry;
     memcpy(put.xattrs, entry->xattrs, entry->xattrs_size);
     put.entry.xattrs = put.xattrs;
     put.resumable = entry->tag != 0;
     for (uint64_t tag = entry->tag;; tag = 0) {
+        int flags = O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | (tag ? 0 : O_EXCL);
         name_partial(tag);
-        put.file = openat(put.parent, put.partial, O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC | (tag ? 0 : O_EXCL),
-                          0600);
-        struct stat status;
+        put.file = openat(put.parent, put.partial, flags, 0600);
         if (put.file < 0)
             return fail(errno);
-        /* Someone else is at the very same: two copies of one file must not write into one. */
-        if (!tag || (!fstat(put.file, &status) && S_ISREG(status.st_mode) && status.st_nlink == 1 &&
-                     !flock(put.file, LOCK_EX | LOCK_NB)))
+        if (!tag || is_ours(entry->offset))
             break;
+        /* Someone else is at the very same: two copies of one file must not write into one. */
         put.resumable = false;
         close(put.file);
-        if (entry->offset) {
-            put.file = -1;
+        put.file = -1;
+        if (entry->offset)
             return fail(EAGAIN);
-        }
     }
     if (!resize(entry->offset))
         fail(errno);

@@ -81,7 +81,7 @@ size_t wire_left(void) {
 const uint8_t *wire_piece(size_t *size) {
     if (in_start == in_end) {
         in_start = in_end = 0;
-        if (!fill(bulk && left < SPLICE_BYTES ? left : 1))
+        if (!fill(left < SPLICE_BYTES ? left : SPLICE_BYTES))
             files_leave(0);
     }
     *size = in_end - in_start < left ? in_end - in_start : left;
