@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from triarch.drivers.base import Exec
-from triarch.engine.first_boot_scripts import FILE, PACKAGES, SSH_KEYS, USER
+from triarch.engine.first_boot_scripts import FILE, PACKAGES, READY, SSH_KEYS, USER
 from triarch.engine.procedure import LetStand
 from triarch.engine.services import Services
 from triarch.engine.trees import Tree
@@ -38,12 +38,12 @@ from triarch.model.machine import Exit, Machine
 from triarch.model.operation import Progress
 from triarch.model.policy import FirstBoot
 from triarch.model.state import State, Status
-from triarch.model.template import Template
+from triarch.model.template import Init, Template
 
 if TYPE_CHECKING:
     from triarch.engine.machine_actions import MachineActions
 
-READY_SECONDS = 180.0
+READY_SECONDS = 300.0
 READY_POLL_SECONDS = 0.2
 PIECE_SECONDS = 120.0
 LONG_SECONDS = 3600.0
@@ -286,18 +286,19 @@ class FirstBootWork:
         await self._machine.update(first_booted=True)
 
     async def _until_ready(self) -> None:
-        """Until a shell runs in it. Raises `MachineFailed` when it ended, `TimedOut` when there is none in time."""
+        """Until a shell runs in it and its init is done. Raises `MachineFailed` when it ended, `TimedOut`."""
         self._report("waiting for the machine")
-        name = self._machine.machine.name
+        name, init = self._machine.machine.name, self._machine.machine.init
+        ask = Piece(what="shell", command=("/bin/sh", "-c", READY if init is Init.SYSTEM else ":"))
         reason = "it did not answer"
         try:
             async with asyncio.timeout(READY_SECONDS):
                 while True:
                     try:
-                        ended, _ = await self._exec(Piece(what="shell", command=("/bin/sh", "-c", ":")))
+                        ended, said = await self._exec(ask)
                         if ended.code == 0:
                             return
-                        reason = ended.reason or f"a shell ended with code {ended.code}"
+                        reason = said or ended.reason or f"a shell ended with code {ended.code}"
                         if ended.code in (126, 127):
                             raise MachineFailed(f"the first boot of machine '{name}' needs /bin/sh: {reason}")
                     except (Unavailable, TimedOut, Failed) as error:

@@ -7,6 +7,14 @@ line by line where it brings nothing.
 
 from __future__ import annotations
 
+# Succeeds when the machine's own init is done: before that, /tmp and its like are mounted over what others do.
+READY = r"""
+case "$(readlink -f /sbin/init)" in */systemd) ;; *) exit 0 ;; esac
+case "$(systemctl is-system-running 2>/dev/null)" in running | degraded | maintenance) exit 0 ;; esac
+echo "its init is still starting"
+exit 75
+"""
+
 # Arguments: name, shell, groups separated by commas, hash of a password, and `sudo` or nothing.
 USER = r"""
 set -eu

@@ -330,7 +330,7 @@ def _write_first_boot(value: Any) -> Written:
         tree["files"] = [_write_struct(file, FirstFile) for file in value["files"]]
     if value.get("commands"):
         tree["commands"] = [
-            command[2] if len(command) == 3 and command[:2] == ["sh", "-c"] else list(command)
+            command[2] if len(command) == 3 and list(command[:2]) == ["sh", "-c"] else list(command)
             for command in value["commands"]
         ]
     return tree

@@ -9,7 +9,7 @@ from graphlib import CycleError, TopologicalSorter
 import msgspec
 
 from triarch.model.machine import MachineView
-from triarch.model.network import CreateNetwork, NetworkKind, NetworkView
+from triarch.model.network import DEFAULT_NETWORK, CreateNetwork, NetworkKind, NetworkView
 from triarch.model.setting_forms import Written
 from triarch.model.setting_text import flat, forget, write_settings
 from triarch.model.settings import Profile, ProfileView, Settings, add_up
@@ -191,6 +191,9 @@ def _flat(tree: Mapping[str, Written]) -> dict[str, str]:
 
 def _network(wanted: CreateNetwork, network: NetworkView | None, site: Site) -> Change:
     new = _flat(network_tree(wanted))
+    if network is None and wanted.name == DEFAULT_NETWORK:
+        # It is made when it is first needed, and by an edit.
+        return _change(Noun.NETWORK, wanted.name, _differences({"kind": NetworkKind.NAT.value}, new))
     if network is None:
         return Change(noun=Noun.NETWORK, name=wanted.name, action=Action.CREATE, fields=_differences({}, new))
     has = network_wanted(network)
@@ -210,11 +213,12 @@ def _network(wanted: CreateNetwork, network: NetworkView | None, site: Site) -> 
 def network_wanted(network: NetworkView) -> CreateNetwork:
     """The request that would make it."""
     served = network.kind in (NetworkKind.NAT, NetworkKind.ISOLATED)
+    is_own = network.name != DEFAULT_NETWORK
     return CreateNetwork(
         name=network.name,
         kind=network.kind,
-        ipv4=network.ipv4,
-        ipv6=network.ipv6 or ("none" if served else None),
+        ipv4=network.ipv4 if is_own else None,
+        ipv6=(network.ipv6 or ("none" if served else None)) if is_own else None,
         parent=network.parent,
         gateway=network.gateway,
         nameserver=network.nameserver,
@@ -358,7 +362,7 @@ def _disowned(labels: Mapping[str, str]) -> dict[str, str]:
 
 def _is_said(network: NetworkView) -> bool:
     """The built-in network is there anyway."""
-    return network.name != "nat" or bool(network.acl or network.description or network.labels)
+    return network.name != DEFAULT_NETWORK or bool(network.acl or network.labels)
 
 
 def _wanted(view: MachineView, newest: Mapping[str, Template]) -> MachineWanted:
