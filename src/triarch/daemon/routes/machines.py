@@ -102,7 +102,7 @@ def get_machine(engine: Engine, name: Name) -> Response[MachineView]:
     operation_id="delete_machine",
     tags=TAGS,
     status_code=202,
-    responses=problems(*CHANGE_PROBLEMS),
+    responses=problems(403, *CHANGE_PROBLEMS),
     response_headers=LOCATION,
 )
 async def delete_machine(

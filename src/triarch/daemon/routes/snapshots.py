@@ -86,7 +86,7 @@ async def rename_snapshot(
     operation_id="restore_machine",
     tags=TAGS,
     status_code=202,
-    responses={**problems(*CHANGE_PROBLEMS), **CHECKED},
+    responses={**problems(403, *CHANGE_PROBLEMS), **CHECKED},
     response_headers=LOCATION,
 )
 async def restore_machine(engine: Engine, name: Name, data: RestoreSnapshot) -> Response[Operation] | Response[None]:
