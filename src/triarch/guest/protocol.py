@@ -22,11 +22,12 @@ The control port carries frames: one type byte, the payload's length as 4 bytes 
                    ADAPTED processors:u32 errno:u32 delta_bytes:u64 memory_bytes:u64
 
 Only an `attached` guest uses the stdio frames. The host may send `STDIN_WINDOW_BYTES` of input ahead; CREDIT says how
-many of them the command took, so that input nobody reads never holds up STOP. READY, EXIT and PROBLEM go to the report
-port and then to the control port, if someone listens there: give the former a file, and an exit code outlives the
-daemon. READY says that the command or the template's init is about to run, EXIT how an `app` command ended, PROBLEM why the
-guest gave up. ADAPT has the guest use that many processors (0: those it uses) and all room on the delta's disk; ADAPTED
-says, on the control port, what it has then, and the errno with which the filesystem did not grow, if any.
+many of them the command took, so that input nobody reads never holds up STOP. READY, EXIT and PROBLEM go to the
+report port and then to the control port, if someone listens there: give the former a file, and an exit code outlives
+the daemon. READY says that the command or the template's init is about to run, EXIT how an `app` command ended,
+PROBLEM why the guest gave up. ADAPT has the guest use that many processors (0: those it uses) and all room on the
+delta's disk; ADAPTED says, on the control port, what it has then, and the errno with which the filesystem did not
+grow, if any.
 """
 
 from __future__ import annotations
