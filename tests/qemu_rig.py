@@ -20,8 +20,7 @@ from triarch.model.driver import GuestPack, LayerFile, MachineSpec
 from triarch.model.instance import Instance, instance_at
 from triarch.model.template import Init
 from triarch.storage.directory import DirectoryPool
-from triarch.testing.driver_rig import DriverHarness
-from triarch.testing.driver_rig import machine_spec
+from triarch.testing.driver_rig import DriverHarness, machine_spec
 from triarch.testing.leaks import leaks
 
 ALIGNMENT_BYTES = 2 << 20

@@ -65,6 +65,8 @@ def values_of(kind: mi.Type) -> st.SearchStrategy[Any]:
             return st.sampled_from(list(kind.cls))
         case mi.LiteralType():
             return st.sampled_from(kind.values)
+        case mi.TupleType():
+            return st.tuples(*(values_of(each) for each in kind.item_types))
         case mi.VarTupleType():
             return st.lists(values_of(kind.item_type), max_size=3).map(tuple)
         case mi.DictType():

@@ -86,9 +86,7 @@ class Client:
     ) -> Operation:
         return self._decode(self._send(method, target, body, etag), Operation)
 
-    def _send(
-        self, method: str, target: str, body: msgspec.Struct | None = None, etag: str | None = None
-    ) -> bytes:
+    def _send(self, method: str, target: str, body: msgspec.Struct | None = None, etag: str | None = None) -> bytes:
         if body is None:
             return self._connection.request(method, target)
         encoded = msgspec.json.encode(body)

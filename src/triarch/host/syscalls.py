@@ -106,9 +106,7 @@ def mount_detached(source: str, kind: str) -> int:
     context_fd = _check(_libc.syscall(_SYS_FSOPEN, kind.encode(), _FSOPEN_CLOEXEC), f"open filesystem {kind}")
     try:
         what = f"mount {kind} {source}"
-        _check(
-            _libc.syscall(_SYS_FSCONFIG, context_fd, _FSCONFIG_SET_STRING, b"source", os.fsencode(source), 0), what
-        )
+        _check(_libc.syscall(_SYS_FSCONFIG, context_fd, _FSCONFIG_SET_STRING, b"source", os.fsencode(source), 0), what)
         _check(_libc.syscall(_SYS_FSCONFIG, context_fd, _FSCONFIG_CMD_CREATE, None, None, 0), what)
         mount_fd = _check(_libc.syscall(_SYS_FSMOUNT, context_fd, _FSMOUNT_CLOEXEC, 0), what)
     finally:
