@@ -316,10 +316,7 @@ def _layers(spec: MachineSpec, wiring: Wiring) -> tuple[str, ...]:
     for number, (layer, fd) in enumerate(zip(spec.layers, wiring.layers, strict=True)):
         backend = f"memory-backend-file,id=layer{number},mem-path={_path(fd)},size={layer.size_bytes}"
         arguments += ("-object", f"{backend},share=on,readonly=on")
-        arguments += (
-            "-device",
-            f"{'nvdimm,unarmed=on' if _emulated(spec) else 'virtio-pmem-pci'},memdev=layer{number}",
-        )
+        arguments += ("-device", f"{model},memdev=layer{number}")
     return tuple(arguments)
 
 
