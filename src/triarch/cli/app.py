@@ -16,6 +16,7 @@ from triarch.cli.arguments import examples, laid_out
 from triarch.cli.exit_codes import OwnFailure
 from triarch.cli.session import Session
 from triarch.errors import Error, Invalid
+from triarch.model.nearest import did_you_mean, nearest
 
 PROGRAM = "triarch"
 NEW_LINE = "\n"
@@ -91,13 +92,11 @@ class LazyGroup(click.Group):
 
 def unknown_command(word: str, group: str, known: Sequence[str]) -> Invalid:
     """The error for a mistyped command, with the nearest one as its hint."""
-    import difflib
-
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    near = nearest(word, known, 0.5)
     prefix = f"{PROGRAM} {group}".strip()
     return Invalid(
-        f"there is no command '{prefix} {word}'" + (f", did you mean '{near[0]}'?" if near else ""),
-        hint=f"{prefix} {near[0]}" if near else f"{prefix} --help",
+        f"there is no command '{prefix} {word}'{did_you_mean(near)}",
+        hint=f"{prefix} {near}" if near else f"{prefix} --help",
     )
 
 

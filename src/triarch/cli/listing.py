@@ -13,6 +13,7 @@ import click
 
 from triarch.cli.arguments import Completer, apply_all
 from triarch.cli.output import Column, output_option, plain, print_rows, print_value
+from triarch.model.nearest import did_you_mean, nearest
 
 T = TypeVar("T")
 
@@ -51,10 +52,7 @@ class Listing(Generic[T]):
         if word.startswith(_LABEL):
             key = word.removeprefix(_LABEL)
             return Column[T](word.upper(), lambda row: _labels(row).get(key, ""))
-        import difflib
-
-        near = difflib.get_close_matches(word, self._known, n=1, cutoff=0.5)
-        meant = f", did you mean '{near[0]}'?" if near else ""
+        meant = did_you_mean(nearest(word, self._known, 0.5))
         raise click.UsageError(f"there is no column '{word}'{meant} There are: {', '.join(self._known)}")
 
     def _filter(self, text: str) -> Callable[[T], bool]:

@@ -12,6 +12,7 @@ from triarch.engine.records import MachineRecords, decode_entry
 from triarch.errors import Exhausted, NotFound
 from triarch.model.device import NicDevice
 from triarch.model.machine import Machine
+from triarch.model.nearest import did_you_mean, nearest
 from triarch.model.network import DEFAULT_NETWORK, Network, NetworkKind, Nic
 from triarch.store.base import Store
 
@@ -51,10 +52,7 @@ class NetworkRecords:
         """Raises `NotFound` with the nearest name there is."""
         network = self._by_name.get(name)
         if network is None:
-            import difflib
-
-            near = difflib.get_close_matches(name, self._by_name, n=1)
-            meant = f", did you mean '{near[0]}'?" if near else ""
+            meant = did_you_mean(nearest(name, self._by_name))
             raise NotFound(f"there is no network '{name}'{meant}", hint="triarch network list", network=name)
         return network
 

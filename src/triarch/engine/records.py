@@ -10,6 +10,7 @@ import msgspec
 
 from triarch.errors import Damaged, Exists, NotFound, Stale
 from triarch.model.machine import Machine
+from triarch.model.nearest import did_you_mean, nearest
 from triarch.model.settings import Profile, Settings
 from triarch.model.template import Template, parse_template_name
 from triarch.store.base import Compare, Delete, Entry, Put, Store
@@ -67,10 +68,7 @@ class MachineRecords:
         """Raises `NotFound` with the nearest name there is."""
         kept = self._by_name.get(name)
         if kept is None:
-            import difflib
-
-            near = difflib.get_close_matches(name, self._by_name, n=1)
-            meant = f", did you mean '{near[0]}'?" if near else ""
+            meant = did_you_mean(nearest(name, self._by_name))
             raise NotFound(f"there is no machine '{name}'{meant}", hint="triarch list", machine=name)
         return kept
 
@@ -132,12 +130,9 @@ class TemplateRecords:
         raise NotFound(f"template '{name}' has no level {level}: its newest is {levels[-1].level}", template=text)
 
     def _missing(self, name: str) -> NotFound:
-        import difflib
-
-        near = difflib.get_close_matches(name, {t.name for t in self._by_ref.values()}, n=1)
-        meant = f", did you mean '{near[0]}'?" if near else ""
+        near = nearest(name, {t.name for t in self._by_ref.values()})
         return NotFound(
-            f"there is no template '{name}'{meant}",
+            f"there is no template '{name}'{did_you_mean(near)}",
             hint="triarch template list" if near else f"triarch template build {name}",
             template=name,
         )
@@ -189,10 +184,7 @@ class ProfileRecords:
         """Raises `NotFound` with the nearest name there is."""
         profile = self._by_name.get(name)
         if profile is None:
-            import difflib
-
-            near = difflib.get_close_matches(name, self._by_name, n=1)
-            meant = f", did you mean '{near[0]}'?" if near else ""
+            meant = did_you_mean(nearest(name, self._by_name))
             raise NotFound(f"there is no profile '{name}'{meant}", hint="triarch profile list", profile=name)
         return profile
 

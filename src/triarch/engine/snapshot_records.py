@@ -7,6 +7,7 @@ import msgspec
 from triarch.engine.records import decode_entry
 from triarch.errors import Exists, NotFound
 from triarch.model.machine import Machine
+from triarch.model.nearest import did_you_mean, nearest
 from triarch.model.snapshot import Snapshot
 from triarch.store.base import Store
 
@@ -42,10 +43,7 @@ class SnapshotRecords:
         """Raises `NotFound` with the nearest name there is."""
         snapshot = self.find(machine.uuid, name)
         if snapshot is None:
-            import difflib
-
-            near = difflib.get_close_matches(name, [each.name for each in self.of(machine.uuid)], n=1)
-            meant = f", did you mean '{near[0]}'?" if near else ""
+            meant = did_you_mean(nearest(name, [each.name for each in self.of(machine.uuid)]))
             raise NotFound(
                 f"machine '{machine.name}' has no snapshot '{name}'{meant}",
                 hint=f"triarch snapshot list {machine.name}",

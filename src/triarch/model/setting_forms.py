@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import msgspec
 
 from triarch.errors import Invalid
+from triarch.model.nearest import did_you_mean, nearest
 from triarch.model.network import IPV4_PATTERN, Forward, Protocol
 from triarch.model.policy import FirstBoot, FirstFile, FirstUser
 from triarch.model.resources import parse_size
@@ -313,10 +314,7 @@ def _fields(value: Written, kind: type[msgspec.Struct], path: str) -> dict[str, 
     known = {field.replace("_", "-"): field for field in kind.__struct_fields__}
     for key in value:
         if key not in known:
-            import difflib
-
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            meant = f", did you mean '{near[0]}'?" if near else f", it has {', '.join(known)}"
+            meant = did_you_mean(nearest(key, known, 0.5)) or f", it has {', '.join(known)}"
             where = f"{path}.{key}" if path else key
             raise Invalid(f"there is no '{where[:80]}'{meant}", path=where)
     return {known[key]: inner for key, inner in value.items()}

@@ -13,6 +13,7 @@ import msgspec
 
 from triarch.errors import Invalid
 from triarch.model.device import Hardware
+from triarch.model.nearest import did_you_mean, nearest
 from triarch.model.policy import HealthCheck, RestartPolicy, SnapshotSchedule
 from triarch.model.setting_forms import (
     BOOLEAN,
@@ -147,11 +148,8 @@ def find_key(text: str) -> Named:
 
 
 def unknown_key(text: str) -> Invalid:
-    import difflib
-
-    near = difflib.get_close_matches(text, [*_BY_NAME, *_BY_FIELD, *GROUPS], n=1, cutoff=0.5)
-    shown = _BY_FIELD[near[0]].name if near and near[0] in _BY_FIELD else near[0] if near else ""
-    meant = f", did you mean '{shown}'?" if shown else ""
+    near = nearest(text, [*_BY_NAME, *_BY_FIELD, *GROUPS], 0.5)
+    meant = did_you_mean(_BY_FIELD[near].name if near in _BY_FIELD else near)
     return Invalid(f"there is no setting '{text[:80]}'{meant}", hint="triarch set --help", key=text[:80])
 
 

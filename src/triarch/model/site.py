@@ -19,6 +19,7 @@ import msgspec
 
 from triarch.errors import Invalid
 from triarch.model.names import MACHINE_NAME_PATTERN, check_machine_name
+from triarch.model.nearest import did_you_mean, nearest
 from triarch.model.network import CreateNetwork
 from triarch.model.request import BuildTemplate
 from triarch.model.setting_forms import BOOLEAN, COMMAND, NAMES, Form, Written, with_truths
@@ -240,10 +241,8 @@ class _Reader:
 
 
 def _unknown(key: str, known: Sequence[str], what: str) -> str:
-    import difflib
-
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    shown = f", did you mean '{near[0]}'?" if near else ""
+    near = nearest(key, known, 0.5)
+    shown = did_you_mean(near)
     if not near and len(known) < 10:
         shown = f", it has {', '.join(known)}"
     return f"{what} has no '{key[:80]}'{shown}"
