@@ -17,6 +17,7 @@ from triarch.model.device import HardwareInfo
 from triarch.model.driver import Usage
 from triarch.model.machine import MachineView
 from triarch.model.resources import format_size
+from triarch.model.setting_forms import write_forward
 from triarch.model.state import State
 from triarch.model.usage import Sample, UsageHistory
 
@@ -51,6 +52,10 @@ def _number(number: float | None) -> str:
     return "" if number is None else f"{number:g}"
 
 
+def _labels(view: MachineView) -> str:
+    return " ".join(f"{key}={value}" for key, value in view.labels.items())
+
+
 def _yes(flag: bool) -> str:
     return "yes" if flag else "no"
 
@@ -78,7 +83,7 @@ MORE_COLUMNS = (
     ),
     Column[MachineView]("SNAPSHOTS", lambda view: str(view.snapshot_count), right=True),
     Column[MachineView]("PROFILES", lambda view: " ".join(view.profiles)),
-    Column[MachineView]("LABELS", lambda view: " ".join(f"{key}={value}" for key, value in view.labels.items())),
+    Column[MachineView]("LABELS", _labels),
     Column[MachineView]("DESCRIPTION", lambda view: view.description),
     Column[MachineView]("RESTART", lambda view: view.restart.value),
     Column[MachineView]("AUTOSTART", lambda view: _yes(view.autostart)),
@@ -212,15 +217,21 @@ INFO_COLUMNS = (
     Column[MachineInfo]("State", lambda view: view.state.value, color=_state_color),
     Column[MachineInfo]("Architecture", lambda view: view.architecture),
     Column[MachineInfo]("Template", lambda view: str(view.template)),
+    Column[MachineInfo]("Description", lambda view: view.description or "-"),
+    Column[MachineInfo]("Labels", lambda view: _labels(view) or "-"),
+    Column[MachineInfo]("Profiles", lambda view: " ".join(view.profiles) or "-"),
     Column[MachineInfo]("Init", lambda view: view.init.value),
     Column[MachineInfo]("Command", lambda view: join(view.command) or "-"),
     Column[MachineInfo]("Network", lambda view: view.network),
     Column[MachineInfo]("IPv4", lambda view: view.address or "-"),
+    Column[MachineInfo]("IPv6", lambda view: view.address6 or "-"),
     Column[MachineInfo]("MAC", lambda view: view.mac or "-"),
+    Column[MachineInfo]("Ports", lambda view: " ".join(map(write_forward, view.forwards)) or "-"),
     Column[MachineInfo]("Hardware", _sees),
     Column[MachineInfo]("Devices", lambda view: " ".join(sorted(view.devices)) or "-"),
     Column[MachineInfo]("Limits", _limits),
     Column[MachineInfo]("Disk", lambda view: format_size(view.resources.disk_bytes)),
+    Column[MachineInfo]("Snapshots", lambda view: str(view.snapshot_count)),
     Column[MachineInfo]("Usage", _usage),
     Column[MachineInfo](
         "CPU", lambda view: _trend(view, lambda sample: sample.cpus, lambda most: f"{most * 100:.0f} %")
