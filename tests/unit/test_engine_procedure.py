@@ -216,3 +216,34 @@ async def test_progress_of_one_step_is_not_a_flood(rig: Rig) -> None:
         count += 1
     assert count < 20
     assert rig.operations.get(operation.id).progress.fraction == 0.999
+
+
+async def test_what_is_shown_as_ended_holds_nothing_any_more(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    end = rig.journal.end
+
+    async def end_slowly(operation_id: str) -> None:
+        await asyncio.sleep(0.05)
+        await end(operation_id)
+
+    monkeypatch.setattr(rig.journal, "end", end_slowly)
+    first = rig.operations.begin(Make(rig.ledger))
+    while not rig.operations.get(first.id).status.ended:
+        await asyncio.sleep(0.005)
+    await rig.finish(rig.operations.begin(Make(rig.ledger)))
+
+
+async def test_what_was_let_go_before_a_crash_stays_its_targets(rig: Rig) -> None:
+    """A copy lets go of its original early; then something else had it, and the daemon died."""
+
+    class Copy(Make):
+        target = "machine/copy"
+        holds = ("machine/web",)
+
+    rig.ledger.hang_at = "four"
+    for number, procedure in enumerate((Make(rig.ledger), Copy(rig.ledger))):
+        operation = Operation(id=f"{number:04}", verb="make", target=procedure.target, created_at=datetime.now(UTC))
+        record = JournalRecord(operation=operation, arguments=msgspec.Raw(b"{}"), begun=STEPS)
+        rig.operations.recover(record, procedure)
+    assert rig.operations.holder("machine/web") == "0000"
+    await asyncio.sleep(0)
+    await rig.operations.close()

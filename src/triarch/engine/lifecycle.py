@@ -53,7 +53,8 @@ class Lifecycle:
         """An operation let go of `target`: it may have ended meanwhile, even before its start was recorded."""
         kind, _, name = target.partition("/")
         kept = self._services.machines.find(name) if kind == "machine" else None
-        if kept is None:
+        if kept is None or self._operations.holder(target) is not None:
+            # Whatever holds it by now lets go of it, too.
             return
         machine = kept.value
         if machine.state is State.RUNNING:

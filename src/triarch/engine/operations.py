@@ -108,7 +108,10 @@ class Operations:
     ) -> None:
         running = _Running(operation=record.operation, procedure=procedure, begun=record.begun)
         self._running[record.operation.id] = running
-        self._holder |= dict.fromkeys(held_by(procedure), record.operation.id)
+        for target in held_by(procedure):
+            # Only after a crash can two want the same: what one had let go of is its target's.
+            if target == procedure.target or target not in self._holder:
+                self._holder[target] = record.operation.id
         self._events.publish("operation-created", procedure.target, operation=running.operation)
         running.task = asyncio.create_task(self._supervise(running, body(running, record)), name=record.operation.id)
 
@@ -148,11 +151,12 @@ class Operations:
             result=running.procedure.result if running.error is None else None,
             error=None if running.error is None else problem_of(running.error),
         )
-        running.operation = operation
         try:
             await self._journal.end(operation.id)
         except Error:
             log.exception("could not clear the journal of operation %s", operation.id)
+        # Nothing waits from here until its objects are free: whoever sees that it has ended can begin the next one.
+        running.operation = operation
         del self._running[operation.id]
         self._ended[operation.id] = operation
         while len(self._ended) > MAX_ENDED_OPERATIONS:
