@@ -26,8 +26,9 @@ from triarch.errors import (
 )
 from triarch.model.driver import ExecRequest, Stream
 from triarch.model.instance import instance_at
-from triarch.model.machine import CreateMachine, RenameMachine, StopMachine, SwitchMachine
+from triarch.model.machine import CreateMachine, RenameMachine, SetMachine, StopMachine, SwitchMachine
 from triarch.model.network import Forward
+from triarch.model.operation import Operation
 from triarch.model.settings import Settings
 from triarch.model.state import State
 from triarch.storage.directory import DirectoryPool
@@ -321,3 +322,15 @@ async def test_an_architecture_that_is_not_here_is_refused_with_its_reason(web: 
     ):
         await web.engine.switch("web", SwitchMachine(architecture="other"))
     assert web.engine.machine("web").architecture == "fake"
+
+
+async def test_a_machine_whose_disk_is_lost_is_told_so(web: Engineer) -> None:
+    await web.launch("db", start=False)
+    Path(web.engine._services.pool.delta_path(web.engine.machine("db").uuid)).unlink()
+    for change in (
+        web.engine.start("db"),
+        web.engine.set("db", SetMachine(values={"disk": "20G"})),
+    ):
+        operation = await change
+        assert isinstance(operation, Operation)
+        assert "the disk is lost: there is no file" in await web.failed(operation)

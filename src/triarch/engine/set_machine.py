@@ -21,7 +21,7 @@ from triarch.engine.procedure import Step
 from triarch.engine.resolve import check_resources
 from triarch.engine.services import Services
 from triarch.engine.settings import SETTING_FIELDS, changes_between, layers_of, materialize, revised
-from triarch.errors import Error, Invalid, Unsupported
+from triarch.errors import Error, Invalid, NotFound, Unsupported
 from triarch.host.grow import grow_at_rest
 from triarch.model.machine import Machine, SetMachine, SettingChange
 from triarch.model.network import USER_NETWORK
@@ -249,8 +249,11 @@ class SetMachineProcedure:
 
 
 def _lengthen(path: Path, size_bytes: int) -> None:
-    if path.stat().st_size < size_bytes:
-        os.truncate(path, size_bytes)
+    try:
+        if path.stat().st_size < size_bytes:
+            os.truncate(path, size_bytes)
+    except FileNotFoundError as error:
+        raise NotFound(f"the disk is lost: there is no file {path}", path=str(path)) from error
 
 
 RECORD_FIELDS = ("profiles", "own", "environment", "resources", "network", "nic", "nics", *SETTING_FIELDS)

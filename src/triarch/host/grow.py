@@ -8,7 +8,7 @@ import os
 import struct
 from pathlib import Path
 
-from triarch.errors import Damaged, Failed, Unsupported
+from triarch.errors import Damaged, Failed, NotFound, Unsupported
 from triarch.host.ext4 import check_filesystem
 from triarch.host.process import run
 from triarch.host.syscalls import mount_detached
@@ -21,10 +21,16 @@ _BLOCK_BYTES = 4096
 
 
 def filesystem_bytes(path: Path) -> int:
-    """How long the ext4 filesystem in a file or on a device says it is. Raises `Damaged` where there is none."""
-    with path.open("rb", buffering=0) as image:
-        image.seek(_SUPERBLOCK_OFFSET)
-        block = image.read(1024)
+    """How long the ext4 filesystem in a file or on a device says it is.
+
+    Raises `Damaged` where there is none, `NotFound` where there is no file.
+    """
+    try:
+        with path.open("rb", buffering=0) as image:
+            image.seek(_SUPERBLOCK_OFFSET)
+            block = image.read(1024)
+    except FileNotFoundError as error:
+        raise NotFound(f"the disk is lost: there is no file {path}", path=str(path)) from error
     if len(block) < 1024 or struct.unpack_from("<H", block, 0x38)[0] != _MAGIC:
         raise Damaged(f"{path} holds no ext4 filesystem", path=str(path))
     low, log_block_size = struct.unpack_from("<I", block, 0x4)[0], struct.unpack_from("<I", block, 0x18)[0]
@@ -33,7 +39,10 @@ def filesystem_bytes(path: Path) -> int:
 
 
 def grow_at_rest(path: Path) -> None:
-    """Let the filesystem fill its file, which nothing else uses. Raises `Damaged`, `CommandFailed`. Idempotent."""
+    """Let the filesystem fill its file, which nothing else uses. Idempotent.
+
+    Raises `Damaged`, `NotFound`, `CommandFailed`.
+    """
     if filesystem_bytes(path) // _BLOCK_BYTES >= path.stat().st_size // _BLOCK_BYTES:
         return
     check_filesystem(path, is_delta=False)
