@@ -135,3 +135,20 @@ async def test_since_a_time(path: Path) -> None:
 async def test_a_log_that_nobody_dated_is_shown(path: Path) -> None:
     append(path, b"one\n")
     assert await kept(path, Beginning(since_seconds=2000.0)) == b"one\n"
+
+
+async def test_the_kernels_queue_is_given_back_when_nobody_reads(path: Path) -> None:
+    append(path, b"one\n")
+    watch = LogWatch()
+    before = queues()
+    pieces = follow_log(path, watch, lambda: True)
+    await anext(pieces)
+    assert queues() == before + 1
+    await pieces.aclose()  # type: ignore[attr-defined]
+    assert queues() == before
+    watch.close()
+
+
+def queues() -> int:
+    links = (str(fd.readlink()) for fd in Path("/proc/self/fd").iterdir() if fd.is_symlink())
+    return sum("inotify" in link for link in links)

@@ -86,7 +86,10 @@ class LogReader:
 
 
 class LogWatch:
-    """Tells any number of readers when logs grow, by one queue of the kernel's. Made and used in the event loop."""
+    """Tells any number of readers when logs grow, by one queue of the kernel's, which is there while somebody reads.
+
+    A user has few such queues (`fs.inotify.max_user_instances`). Made and used in the event loop.
+    """
 
     def __init__(self) -> None:
         self._inotify: Inotify | None = None
@@ -107,6 +110,8 @@ class LogWatch:
             if not events and self._inotify is not None:
                 self._waiting.pop(watch, None)
                 self._inotify.forget(watch)
+            if not self._waiting:
+                self.close()
 
     def close(self) -> None:
         if self._inotify is not None:

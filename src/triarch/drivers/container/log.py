@@ -13,6 +13,7 @@ from pathlib import Path
 
 import msgspec
 
+from triarch.errors import Exhausted
 from triarch.host.console_log import ConsoleLog, Mark
 from triarch.host.inotify import Inotify
 
@@ -122,9 +123,18 @@ class LogPump:
         self._changed: set[int] = set()
 
     def follow(self, log: RunLog) -> None:
-        """Begin, with what is there already. A log that is followed already is not followed twice."""
+        """Begin, with what is there already. A log that is followed already is not followed twice.
+
+        Raises `Exhausted` where the kernel has no queue for it.
+        """
         if self._inotify is None:
-            self._inotify = Inotify()
+            try:
+                self._inotify = Inotify()
+            except OSError as error:
+                raise Exhausted(
+                    f"cannot follow what machines say: {(error.strerror or str(error)).lower()}",
+                    hint="sysctl fs.inotify.max_user_instances",
+                ) from error
             asyncio.get_running_loop().add_reader(self._inotify.fd, self._notice)
         with suppress(FileNotFoundError):
             self._logs[self._inotify.watch_directory(str(log.directory))] = log
