@@ -76,3 +76,13 @@ def test_no_nonsense_breaks_it(noise: bytes, at: int, byte: int) -> None:
     parse_apk(noise)
     parse_dpkg({b"var/lib/dpkg/status": noise})
     parse_rpm(b"SQLite format 3\0" + noise)
+
+
+def test_a_view_in_the_place_of_rpms_table_is_not_followed_for_ever(tmp_path: Path) -> None:
+    database = sqlite3.connect(tmp_path / "rpmdb.sqlite")
+    many = "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 300000) SELECT 'no' AS blob FROM n"
+    database.execute(f"CREATE VIEW Packages AS {many} UNION ALL SELECT x'{NANO.hex()}'")
+    database.commit()
+    database.close()
+    # Nano comes after all that; nobody waits for it.
+    assert parse_rpm((tmp_path / "rpmdb.sqlite").read_bytes()) == []

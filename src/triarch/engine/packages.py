@@ -6,6 +6,7 @@ as to name packages.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import struct
 import tempfile
@@ -23,6 +24,9 @@ _APK = b"lib/apk/db/installed"
 _RPM = (b"usr/lib/sysimage/rpm/rpmdb.sqlite", b"var/lib/rpm/rpmdb.sqlite")
 _MAX_BYTES = 512 << 20
 _MAX_RPM_TAGS = 1 << 16
+_MAX_RPM_HEADER_BYTES = 64 << 20
+# A row of a real table takes some ten (https://www.sqlite.org/opcode.html).
+_MAX_RPM_STEPS = 1_000_000
 
 # rpm's header tags (rpmtag.h), and its types of strings (rpmtd).
 _NAME, _VERSION, _RELEASE, _DIRECTORY_INDEXES, _BASE_NAMES, _DIRECTORY_NAMES = 1000, 1001, 1002, 1116, 1117, 1118
@@ -47,12 +51,12 @@ async def packages_of(trees: Trees, tree: Tree, entries: dict[bytes, FileEntry])
     contents = await _read(trees, tree, wanted)
     found: list[Package] = []
     if _DPKG_STATUS in contents:
-        found += parse_dpkg(contents)
+        found += await asyncio.to_thread(parse_dpkg, contents)
     if _APK in contents:
-        found += parse_apk(contents[_APK])
+        found += await asyncio.to_thread(parse_apk, contents[_APK])
     for path in _RPM:
         if path in contents:
-            found += parse_rpm(contents[path])
+            found += await asyncio.to_thread(parse_rpm, contents[path])
     moved = _moved_directories(entries)
     return {
         package.name: msgspec.structs.replace(package, files=frozenset(_placed(package.files, moved)))
@@ -128,6 +132,9 @@ def parse_rpm(content: bytes) -> list[Package]:
         file.flush()
         # Not even a journal beside it is read.
         database = sqlite3.connect(f"file:{file.name}?mode=ro&immutable=1", uri=True)
+        # What is called a table may be a view that computes without end: a certain amount of work, then no more.
+        database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _MAX_RPM_HEADER_BYTES)
+        database.set_progress_handler(lambda: True, _MAX_RPM_STEPS)
         try:
             for (blob,) in database.execute("SELECT blob FROM Packages"):
                 package = parse_rpm_header(blob) if isinstance(blob, bytes) else None
