@@ -6,14 +6,16 @@ Names are those that the caller knows: nothing that comes out of an image become
 from __future__ import annotations
 
 import re
+import subprocess
 import tempfile
 from pathlib import Path
 
-from triarch.errors import Invalid
-from triarch.host.process import run
+from triarch.errors import CommandFailed, Invalid
+from triarch.host.process import find_program, program_environment, run
 
 _NAME = re.compile(r"[A-Za-z0-9._/-]{1,200}\Z")
 _REGULAR = "10"
+MAX_FILE_BYTES = 64 << 10
 
 
 def list_files(image: Path, directory: str) -> tuple[str, ...]:
@@ -26,8 +28,23 @@ def list_files(image: Path, directory: str) -> tuple[str, ...]:
 
 
 def read_file(image: Path, name: str) -> bytes:
-    """The content of a small file of the image."""
-    return run(["debugfs", "-R", f"cat {_checked(name)}", str(image)])
+    """The beginning of a file of the image, all of a small one: a guest can make terabytes out of a hole."""
+    argv = ("debugfs", "-R", f"cat {_checked(name)}", str(image))
+    with subprocess.Popen(
+        [find_program(argv[0]), *argv[1:]],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=program_environment(),
+    ) as process:
+        assert process.stdout is not None
+        content = process.stdout.read(MAX_FILE_BYTES)
+        if len(content) == MAX_FILE_BYTES:
+            process.kill()
+            return content
+    if process.returncode:
+        raise CommandFailed(argv, process.returncode, "")
+    return content
 
 
 def remove_file(image: Path, name: str) -> None:

@@ -109,7 +109,7 @@ def main(mode: str) -> None:
         [
             _PROGRAM.name,
             f"--fd={_SOCKET_FD}",
-            *("-o", f"source={source}"),
+            *("-o", f"source={_escaped(source)}"),
             *("-o", "sandbox=namespace"),
             *("-o", "modcaps=-mknod"),
             *("-o", "xattr"),
@@ -117,6 +117,11 @@ def main(mode: str) -> None:
             "--rlimit-nofile=0",
         ],
     )
+
+
+def _escaped(path: str) -> str:
+    """As a value among options: a comma would begin the next one, and what is served would be another directory."""
+    return path.replace("\\", "\\\\").replace(",", "\\,")
 
 
 if __name__ == "__main__":

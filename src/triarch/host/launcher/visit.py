@@ -39,6 +39,8 @@ from triarch.host.syscalls import (
 )
 
 _TREE_FLAGS = MS_NODEV | MS_NOATIME | MS_RDONLY
+# Else it is the filesystem that says what an error does, and a guest may have written there: let the host panic.
+_READ_ONLY_OPTIONS = "errors=remount-ro"
 _PROGRAM_FD, _FIRST_FREE_FD = 3, 4
 
 
@@ -126,9 +128,9 @@ def _mount_read_only(delta_path: str) -> None:
     device_fd = attach_loop(delta_fd, delta_path, read_only=True)
     os.close(delta_fd)
     try:
-        mount(loop_path(device_fd), "delta", "ext4", _TREE_FLAGS)
+        mount(loop_path(device_fd), "delta", "ext4", _TREE_FLAGS, _READ_ONLY_OPTIONS)
     except OSError:
         # Its journal cannot be replayed without writing: what was on the disk already is shown (ext4(5)).
-        mount(loop_path(device_fd), "delta", "ext4", _TREE_FLAGS, "noload")
+        mount(loop_path(device_fd), "delta", "ext4", _TREE_FLAGS, f"noload,{_READ_ONLY_OPTIONS}")
     finally:
         os.close(device_fd)
