@@ -169,3 +169,11 @@ def test_a_writer_wants_a_name(tmp_path: Path) -> None:
     finally:
         os.close(fd)
     assert Transfer().done_bytes == 0
+
+
+def test_a_server_that_answers_a_push_with_gigabytes_is_left(tmp_path: Path) -> None:
+    """What comes while we send has to wait, and waits in memory."""
+    piece = frame(Frame.DATA, bytes(256 << 10))
+    with saying(HELLO, *[piece] * 400) as link, pytest.raises(Damaged, match="floods"):
+        for _ in range(100_000):
+            link._wait()

@@ -38,6 +38,7 @@ _RECEIVE_BYTES = 1 << 20
 _FLUSH_BYTES = 128 << 10
 # Frames that wait to be looked at: while we send, nothing but complaints can come.
 _MAX_WAITING = 65_536
+_MAX_WAITING_BYTES = 64 << 20
 
 
 class Carrier(Protocol):
@@ -115,6 +116,7 @@ class FileLink:
         self._connection = connection
         self._reader = FrameReader()
         self._waiting: deque[tuple[Frame, bytes]] = deque()
+        self._waiting_bytes = 0
         self._outgoing = bytearray()
         self._greeted = False
 
@@ -226,7 +228,9 @@ class FileLink:
         self.flush()
         while not self._waiting:
             self._wait()
-        return self._waiting.popleft()
+        kind, payload = self._waiting.popleft()
+        self._waiting_bytes -= len(payload)
+        return kind, payload
 
     def _wait(self, *, write: bool = False) -> None:
         """Until something came, or there is room to send."""
@@ -254,7 +258,8 @@ class FileLink:
                 self._greeted = True
             else:
                 self._waiting.append((kind, payload))
-        if len(self._waiting) > _MAX_WAITING:
+                self._waiting_bytes += len(payload)
+        if len(self._waiting) > _MAX_WAITING or self._waiting_bytes > _MAX_WAITING_BYTES:
             raise Damaged("the file server floods us with answers to nothing")
 
     def _await_ending(self) -> None:
