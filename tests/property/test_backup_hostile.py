@@ -178,3 +178,18 @@ def test_lies_in_the_manifest_are_refused(tmp_path: Path, changes: dict[str, obj
     content = MAGIC + chunk(MANIFEST, 0, b'{"format":2}')
     with pytest.raises(Invalid, match="format 2"):
         read_manifest(compress(tmp_path / "future", content))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    (
+        {"disks": (msgspec.structs.replace(manifest().disks[0], content_bytes=-(1 << 50)),)},
+        {"disks": (msgspec.structs.replace(manifest().disks[0], content_bytes=1 << 50),)},
+        {"machine": msgspec.structs.replace(MACHINE, created_at=NOW.replace(tzinfo=None))},
+        {"template": msgspec.structs.replace(TEMPLATE, created_at=NOW.replace(tzinfo=None))},
+    ),
+)
+def test_no_figure_or_time_of_a_manifest_is_taken_on_trust(tmp_path: Path, changes: dict[str, object]) -> None:
+    payload = msgspec.json.encode(manifest(**changes))
+    with pytest.raises(Damaged, match="'manifest'"):
+        read_manifest(compress(tmp_path / "b", MAGIC + chunk(MANIFEST, 0, payload)))

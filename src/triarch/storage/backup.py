@@ -215,6 +215,10 @@ class _Reader:
         sizes += [layer.size_bytes for layer in manifest.template.layers]
         if any(not 0 < size_bytes <= _MAX_SIZE_BYTES for size_bytes in sizes):
             raise self.damaged("a disk or layer has no possible size")
+        if any(not 0 <= disk.content_bytes <= disk.size_bytes + BLOCK_BYTES for disk in manifest.disks):
+            raise self.damaged("a disk has no possible amount of content")
+        if manifest.machine.created_at.tzinfo is None or manifest.template.created_at.tzinfo is None:
+            raise self.damaged("its machine or template was made at no certain time")
         if template_digest(manifest.template.layers) != manifest.template.digest:
             raise self.damaged("the template's digest is not that of its layers")
         if manifest.machine.template.digest != manifest.template.digest:
