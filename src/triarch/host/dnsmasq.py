@@ -21,6 +21,8 @@ from triarch.host.process import find_program, run
 
 STOP_SECONDS = 5.0
 _USERS = ("dnsmasq", "nobody")
+# Of --dhcp-host (dnsmasq(8)), in the place of a name: to a machine called `ignore` no address would be given.
+_KEYWORDS = ("ignore", "infinite")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +157,7 @@ class Dnsmasq:
         _write(self._hosts, key, "".join(f"{address} {names}\n" for address in own) if names else "")
         given = [str(record.address)] if record.address is not None else []
         given += [f"[{record.address6}]"] if record.address6 is not None else []
-        hostname = record.names[:1]
+        hostname = [f"{name}.{self._domain}" if name in _KEYWORDS else name for name in record.names[:1]]
         changed = _write(self._leases, key, ",".join((record.mac, *given, *hostname)) + "\n" if given else "")
         if changed:
             self._read_again()

@@ -10,18 +10,19 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 Port = Annotated[int, msgspec.Meta(ge=1, le=65535)]
-_OCTET = r"(25[0-5]|2[0-4]\d|1\d\d|[1-9]?\d)"
+# Not `\d`, which takes the digits of every script.
+_OCTET = r"(25[0-5]|2[0-4][0-9]|1[0-9][0-9]|[1-9]?[0-9])"
 # In Python `$` alone would let a last newline pass.
 IPV4_PATTERN = rf"^{_OCTET}(\.{_OCTET}){{3}}$(?!\n)"
 IPv4Text = Annotated[str, msgspec.Meta(pattern=IPV4_PATTERN)]
 IPv6Text = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f:]{2,39}$(?!\n)")]
-CidrText = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f.:]{2,39}/\d{1,3}$(?!\n)")]
+CidrText = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f.:]{2,39}/[0-9]{1,3}$(?!\n)")]
 
 
 # Inside other patterns: a machine's name, and a label with or without its value.
 _NAME = r"^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$(?!\n)"
 _LABEL = r"[a-z0-9][a-z0-9._/-]{0,62}(=[^\x00-\x1f\x7f]{0,255})?"
-PEER_PATTERN = rf"^([0-9a-f.:]{{2,39}}/\d{{1,3}}|machine:[a-z][a-z0-9-]{{0,62}}|label:{_LABEL})$(?!\n)"
+PEER_PATTERN = rf"^([0-9a-f.:]{{2,39}}/[0-9]{{1,3}}|machine:[a-z][a-z0-9-]{{0,62}}|label:{_LABEL})$(?!\n)"
 InterfaceName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.@-]{1,15}$(?!\n)")]
 
 DEFAULT_NETWORK = "nat"
@@ -107,7 +108,7 @@ class CreateNetwork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     name: str
     kind: NetworkKind = NetworkKind.NAT
     ipv4: CidrText | None = None
-    ipv6: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f:]{2,39}/\d{1,3}|none)$(?!\n)")] | None = None
+    ipv6: Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f:]{2,39}/[0-9]{1,3}|none)$(?!\n)")] | None = None
     parent: InterfaceName | None = None
     gateway: IPv4Text | None = None
     nameserver: IPv4Text | None = None

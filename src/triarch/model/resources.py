@@ -22,7 +22,7 @@ IoWeight = Annotated[int, msgspec.Meta(ge=10, le=1000)]
 DiskBytes = Annotated[int, msgspec.Meta(ge=MIN_DISK_BYTES, le=1 << 46)]
 SwapBytes = Annotated[int, msgspec.Meta(ge=0, le=1 << 46)]
 CpuWeight = Annotated[int, msgspec.Meta(ge=1, le=10_000)]
-CpuSet = Annotated[str, msgspec.Meta(pattern=r"^\d{1,4}(-\d{1,4})?(,\d{1,4}(-\d{1,4})?){0,63}$(?!\n)")]
+CpuSet = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?){0,63}$(?!\n)")]
 RateBytesPerSecond = Annotated[int, msgspec.Meta(ge=1 << 10, le=1 << 40)]
 
 
