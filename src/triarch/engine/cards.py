@@ -64,7 +64,7 @@ def placed(services: Services, machine: Machine, settings: Settings, before: Mac
         )
     machine = msgspec.structs.replace(machine, nic=nic, nics={})
     machine = msgspec.structs.replace(machine, nics=_further(services, machine, known))
-    _check_aliases(services, machine)
+    check_aliases(services, machine)
     _check_rates(services, machine)
     _check_forwards(services, machine, before)
     return machine
@@ -179,7 +179,8 @@ def _check_untaken(address: IPv4Address | IPv6Address, owner: str | None, wanted
         )
 
 
-def _check_aliases(services: Services, machine: Machine) -> None:
+def check_aliases(services: Services, machine: Machine) -> None:
+    """The machine's name and aliases are no other's. Raises `Invalid`, `InUse`."""
     for alias in machine.aliases:
         check_machine_name(alias)
         if alias == machine.name or machine.aliases.count(alias) > 1:
@@ -284,7 +285,9 @@ def check_network(services: Services, machine: Machine) -> None:
             ) from error
 
 
-async def rewired(services: Services, before: Machine, after: Machine, settings: Settings) -> Machine:
+async def rewired(
+    services: Services, before: Machine, after: Machine, settings: Settings, unplugs: str = ""
+) -> Machine:
     """`after` with the cards that its settings say, where it may have them: the network parts of a `set`.
 
     Settings that name no network leave it where it is. Raises `WrongState` for what a running machine cannot follow,
@@ -301,8 +304,24 @@ async def rewired(services: Services, before: Machine, after: Machine, settings:
             hint=f"triarch stop {before.name}",
             machine=before.name,
         )
+    _check_cards_stay(before, after, unplugs)
     check_network(services, after)
     return after
+
+
+def _check_cards_stay(before: Machine, after: Machine, unplugs: str) -> None:
+    """A run goes on with the cards that it has, so no other machine may get their addresses meanwhile."""
+    if before.state not in (State.RUNNING, State.PAUSED):
+        return
+    cards = set(cards_of(after))
+    for card in cards_of(before):
+        if card.device not in ("", unplugs) and card not in cards:
+            raise WrongState(
+                f"cannot take card '{card.device}' from machine '{before.name}' or change it: "
+                f"it is {before.state.value}; that needs stopped",
+                hint=f"triarch stop {before.name}",
+                machine=before.name,
+            )
 
 
 # -- as the host sees them

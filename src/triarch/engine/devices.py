@@ -13,13 +13,12 @@ from triarch.engine.operations import Operations
 from triarch.engine.services import Services
 from triarch.engine.set_machine import plan_change
 from triarch.engine.settings import origins_of
-from triarch.errors import Exists, InUse, Invalid, NotFound, TimedOut, Unsupported, WrongState
+from triarch.errors import Exists, Invalid, NotFound, TimedOut, Unsupported, WrongState
 from triarch.host.sources import check_source
 from triarch.model.device import (
     AddDevice,
     Device,
     DeviceView,
-    DiskDevice,
     FolderDevice,
     HardwareInfo,
     NicDevice,
@@ -67,7 +66,6 @@ class Devices:
             raise Exists(f"machine '{name}' has a device '{request.name}' already", hint=f"triarch device list {name}")
         check_device(machine, request.name, request.device)
         check_source(request.device)
-        self._check_alone(machine, request.device)
         self._check_live(machine, request.live, request.device)
         own = {**(machine.own.devices or {}), request.name: request.device}
         arguments = DeviceArguments(
@@ -95,7 +93,7 @@ class Devices:
             raise Invalid(f"device '{device}' of machine '{name}' is no volume: there is nothing to purge")
         arguments = DeviceArguments(
             machine=machine,
-            after=await self._with(machine, own),
+            after=await self._with(machine, own, unplugs=device),
             name=device,
             device=found,
             live=True,
@@ -134,23 +132,10 @@ class Devices:
             )
         return machine
 
-    async def _with(self, machine: Machine, own: dict[str, Device]) -> Machine:
+    async def _with(self, machine: Machine, own: dict[str, Device], *, unplugs: str = "") -> Machine:
         """The record as it is with these devices of its own."""
         said = msgspec.structs.replace(machine, own=msgspec.structs.replace(machine.own, devices=own or msgspec.UNSET))
-        return (await plan_change(self._services, machine, said)).after
-
-    def _check_alone(self, machine: Machine, device: Device) -> None:
-        """One disk belongs to one machine: two kernels would ruin its filesystem."""
-        if not isinstance(device, DiskDevice):
-            return
-        for kept in self._services.machines.all():
-            for name, other in kept.value.devices.items():
-                same = isinstance(other, DiskDevice) and other.source == device.source
-                if same and not (device.read_only and isinstance(other, DiskDevice) and other.read_only):
-                    raise InUse(
-                        f"{device.source} is device '{name}' of machine '{kept.value.name}'",
-                        hint=f"triarch device remove {kept.value.name} {name}",
-                    )
+        return (await plan_change(self._services, machine, said, unplugs=unplugs)).after
 
     def _check_live(self, machine: Machine, live: bool, device: Device) -> None:
         driver = self._services.driver(machine)

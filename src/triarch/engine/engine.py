@@ -12,7 +12,7 @@ import msgspec
 from triarch.drivers.base import DriverFactory, Metered, Stdio
 from triarch.engine.architectures import Architectures
 from triarch.engine.backups import Backups
-from triarch.engine.cards import check_network
+from triarch.engine.cards import check_aliases, check_network
 from triarch.engine.devices import Devices
 from triarch.engine.down import Down, DownArguments
 from triarch.engine.events import EventBus
@@ -38,7 +38,7 @@ from triarch.engine.machine_procedures import (
 from triarch.engine.network_records import Claims, NetworkRecords
 from triarch.engine.networks import Networks
 from triarch.engine.operations import Operations
-from triarch.engine.policies import check_unprotected
+from triarch.engine.policies import check_unneeded, check_unprotected
 from triarch.engine.profiles import Profiles
 from triarch.engine.records import Kept, MachineRecords, ProfileRecords, TemplateRecords
 from triarch.engine.resolve import resolve
@@ -370,18 +370,20 @@ class Engine:
         return self._operations.begin(Resume(self._services, MachineArguments(machine=machine)))
 
     async def delete(self, name: str, *, force: bool = False) -> Operation:
-        """A running machine is deleted only with `force`, which kills it first."""
+        """With `force` also one that runs, which is killed first, and one that others depend on."""
         machine = self._services.machines.get(check_machine_name(name))
         check_unprotected(machine, "delete")
         if not force:
             self._checked(name, Verb.DELETE)
+            check_unneeded(self._services, machine, "delete")
         return self._operations.begin(Delete(self._services, MachineArguments(machine=machine, force=force)))
 
     async def rename(self, name: str, request: RenameMachine) -> Operation:
         machine = self._checked(name, Verb.RENAME)
         check_machine_name(request.name)
         self._check_name_free(request.name)
-        self._operations.check_free(f"machine/{request.name}")
+        check_unneeded(self._services, machine, "rename")
+        check_aliases(self._services, msgspec.structs.replace(machine, name=request.name))
         return self._operations.begin(Rename(self._services, MachineArguments(machine=machine, name=request.name)))
 
     async def set(self, name: str, request: SetMachine) -> Operation | tuple[SettingChange, ...]:

@@ -232,6 +232,10 @@ class Rename(MachineProcedure):
     verb = "rename"
 
     @property
+    def holds(self) -> tuple[str, ...]:
+        return (f"machine/{self.arguments.name}",)
+
+    @property
     def result(self) -> str | None:
         return self.arguments.name
 

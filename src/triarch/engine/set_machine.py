@@ -70,15 +70,24 @@ async def plan_set(services: Services, machine: Machine, request: SetMachine) ->
 
 
 async def plan_change(
-    services: Services, machine: Machine, said: Machine, instead: Profile | None = None, *, lenient: bool = False
+    services: Services,
+    machine: Machine,
+    said: Machine,
+    instead: Profile | None = None,
+    *,
+    lenient: bool = False,
+    unplugs: str = "",
 ) -> SetArguments:
-    """What follows from `said`, `machine` with other settings or profiles; `instead` is a changed profile."""
+    """What follows from `said`, `machine` with other settings or profiles; `instead` is a changed profile.
+
+    `unplugs` is the device that the caller takes out of the running machine.
+    """
     old = add_up(layers_of(services.profiles, machine))
     new = add_up(layers_of(services.profiles, said, instead))
     after = materialize(said, new, services.template_of(machine).environment)
     check_resources(machine.name, after.resources)
     _check_disk(machine, after)
-    after = await rewired(services, machine, after, new)
+    after = await rewired(services, machine, after, new, unplugs)
     services.driver(machine).validate(after)
     check_policies(services, after)
     live = live_fields(services, machine)

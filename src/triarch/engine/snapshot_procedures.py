@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import msgspec
+from msgspec import UNSET
 
 from triarch.engine.capture import (
     MEMORY_FILE,
@@ -20,15 +21,16 @@ from triarch.engine.capture import (
 )
 from triarch.engine.machine_actions import MachineActions
 from triarch.engine.machine_procedures import MachineProcedure
+from triarch.engine.policies import check_policies
 from triarch.engine.procedure import Step
 from triarch.engine.services import Services
 from triarch.errors import Damaged, Exhausted, Failed, NotFound, TimedOut, Unsupported
-from triarch.model.device import NicDevice
+from triarch.model.device import Device, NicDevice
 from triarch.model.machine import Machine
 from triarch.model.operation import Progress
 from triarch.model.resources import format_size
 from triarch.model.snapshot import Snapshot
-from triarch.model.state import State
+from triarch.model.state import State, Status
 from triarch.model.template import TemplateRef
 
 _HASH_BYTES = 4 << 20
@@ -163,6 +165,10 @@ class Restore(SnapshotProcedure):
 
     verb = "restore"
 
+    def __init__(self, services: Services, arguments: SnapshotArguments) -> None:
+        super().__init__(services, arguments)
+        self._installed = False
+
     def steps(self) -> tuple[Step, ...]:
         runs = self.arguments.machine.state in (State.RUNNING, State.PAUSED)
         starts = runs or self.arguments.stateful
@@ -223,15 +229,20 @@ class Restore(SnapshotProcedure):
         await self.machine.unplug()
 
     async def _start_again(self) -> None:
-        """One that was not stopped yet still runs, and a start of that is success."""
-        await self.machine.plug()
-        await self.machine.boot()
+        """One that was not stopped yet still runs or is paused, with its cards where they were."""
+        status = (await self.machine.driver.observe(self.machine.spec)).status
+        if status is Status.PAUSED:
+            return
+        if status is not Status.RUNNING:
+            await self.machine.plug()
+            await self.machine.boot()
         await self.machine.update(state=State.RUNNING)
 
     async def _install(self) -> None:
         if not self._is_done:
             arguments, sets = self.arguments, self.services.pool.sets
             await to_the_end(lambda: sets.install(arguments.staged, arguments.machine.uuid, arguments.aside))
+            self._installed = True
 
     async def _take_back(self) -> None:
         arguments = self.arguments
@@ -250,7 +261,8 @@ class Restore(SnapshotProcedure):
             )
 
     async def _boot(self) -> None:
-        if not self.arguments.stateful:
+        if not self.arguments.stateful or not self._installed:
+            # What went on from the memory has written to the disks since: what a crash interrupted boots afresh.
             await self.machine.boot()
             return
         checkpointing = need_checkpointing(self.machine)
@@ -276,6 +288,7 @@ async def check_restorable(services: Services, machine: Machine, snapshot: Snaps
     """
     record = restored_record(services, machine, snapshot)
     services.driver(record).validate(record)
+    check_policies(services, record)
     what = f"snapshot '{snapshot.name}' of machine '{machine.name}'"
     for layer in services.template_of(record).layers:
         await asyncio.to_thread(services.pool.verify_layer, layer)
@@ -328,12 +341,14 @@ def restored_record(services: Services, machine: Machine, snapshot: Snapshot) ->
     past = snapshot.machine
     for profile in past.profiles:
         services.profiles.get(profile)
-    cards = {name: each for name, each in machine.devices.items() if isinstance(each, NicDevice)}
-    others = {name: each for name, each in past.devices.items() if not isinstance(each, NicDevice)}
     return msgspec.structs.replace(
         past,
-        own=msgspec.structs.replace(past.own, **{key: getattr(machine.own, key) for key in _NETWORK_KEYS}),
-        devices=others | cards,
+        own=msgspec.structs.replace(
+            past.own,
+            **{key: getattr(machine.own, key) for key in _NETWORK_KEYS},
+            devices=_with_cards(past.own.devices or {}, machine.own.devices or {}) or UNSET,
+        ),
+        devices=_with_cards(past.devices, machine.devices),
         template=find_template(services, past.template),
         name=machine.name,
         uuid=machine.uuid,
@@ -353,6 +368,12 @@ def restored_record(services: Services, machine: Machine, snapshot: Snapshot) ->
         started_at=machine.started_at,
         restored=machine.restored,
     )
+
+
+def _with_cards(past: dict[str, Device], now: dict[str, Device]) -> dict[str, Device]:
+    """The devices of the past with the cards of now."""
+    cards = {name: each for name, each in now.items() if isinstance(each, NicDevice)}
+    return {name: each for name, each in past.items() if not isinstance(each, NicDevice)} | cards
 
 
 def find_template(services: Services, wanted: TemplateRef) -> TemplateRef:
