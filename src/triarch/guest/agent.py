@@ -17,6 +17,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from triarch.errors import Failed, Invalid, TimedOut, Unavailable
 from triarch.guest.keys import AgentKeys
 from triarch.model.driver import (
@@ -45,6 +47,9 @@ _CONNECT_TIMEOUT_SECONDS = 60.0
 _HANGUP_SECONDS = 2.0
 _LATE_SECONDS = 15.0
 _CHUNK_BYTES = 65536
+_MAX_ANSWER_BYTES = 256 << 10
+# A disk may take twenty seconds to show up, and a large volume long to be written out.
+_ASK_SECONDS = 120.0
 _END_OF_TRANSMISSION = b"\x04"
 # dropbear refuses commands of more than 9,000 bytes; longer requests are sent ahead of their command.
 _MAX_COMMAND_BYTES = 8000
@@ -59,6 +64,14 @@ class Stdio(Protocol):
     async def read(self) -> Input: ...
 
     async def write(self, stream: Stream, data: bytes) -> None: ...
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """How a request ended (None: nobody knows), and what was said on standard output and standard error."""
+
+    code: int | None
+    output: bytes
+    errors: bytes
 
 
 class Agent:
@@ -114,6 +127,28 @@ class Agent:
         except connection_errors() as error:
             raise Unavailable(f"the machine's agent did not take a request: {error}") from error
 
+    async def ask(self, command: str, input_bytes: bytes = b"") -> Answer:
+        """One of the requests of `init/session.c`, from beginning to end.
+
+        A guest is hostile: one that does not come to its end is `TimedOut`, one that says too much `Failed`.
+        """
+        try:
+            async with asyncio.timeout(_ASK_SECONDS):
+                process = await self.request(command)
+                try:
+                    if input_bytes:
+                        process.stdin.write(input_bytes)
+                        process.stdin.write_eof()
+                    output, errors = await asyncio.gather(_read_all(process.stdout), _read_all(process.stderr))
+                    await process.wait_closed()
+                    return Answer(code=process.exit_status, output=output, errors=errors)
+                finally:
+                    process.close()
+        except TimeoutError as error:
+            raise TimedOut(f"the machine's agent did not do what it was asked within {_ASK_SECONDS:g} s") from error
+        except connection_errors() as error:
+            raise Unavailable(f"the machine's agent hung up: {error}") from error
+
     async def close(self) -> None:
         """Let go of the port; commands that still run are hung up."""
         connection, self._connection = self._connection, None
@@ -129,8 +164,7 @@ class Agent:
             command = f"x:{encoded.decode()}"
         else:
             number = next(self._request_ids)
-            kept = await connection.run(f"p:{number}", input=encoded, encoding=None)
-            if kept.exit_status != 0:
+            if (await self.ask(f"p:{number}", encoded)).code != 0:
                 raise Unavailable(f"the machine's agent did not take a request of {len(encoded)} bytes")
             command = f"r:{number}"
         return await connection.create_process(
@@ -324,6 +358,15 @@ async def _read(source: SSHReader[bytes]) -> bytes:
         return await source.read(_CHUNK_BYTES)
     except connection_errors():
         return b""  # the machine ended: what it said has been shown
+
+
+async def _read_all(source: SSHReader[bytes]) -> bytes:
+    said = b""
+    while piece := await source.read(_CHUNK_BYTES):
+        said += piece
+        if len(said) > _MAX_ANSWER_BYTES:
+            raise Failed(f"the machine's agent says more than {_MAX_ANSWER_BYTES >> 10} KiB where a line is wanted")
+    return said
 
 
 async def _hang_up(process: SSHClientProcess[bytes]) -> None:

@@ -257,12 +257,11 @@ async def _remove_backend(client: QMPClient, name: str) -> None:
 
 async def _ask(agent: Agent, spec: MachineSpec, device: ResolvedDevice, row: bytes) -> None:
     """Have the guest do its part. Raises `InUse` or `Failed` with its words."""
-    process = await agent.request(f"d:{row.decode()}")
-    done = await process.wait()
-    if done.exit_status == BUSY:
+    answer = await agent.ask(f"d:{row.decode()}")
+    if answer.code == BUSY:
         raise InUse(f"something in machine '{spec.machine.name}' still uses device '{device.name}'")
-    if done.exit_status != 0:
-        said = (done.stderr if isinstance(done.stderr, bytes) else b"").decode(errors="replace").strip()[:500]
+    if answer.code != 0:
+        said = answer.errors.decode(errors="replace").strip()[:500]
         shown = "".join(letter if letter.isprintable() else "?" for letter in said)
         why = shown or "it does not say why"
         raise Failed(f"machine '{spec.machine.name}' does not take device '{device.name}': {why}")

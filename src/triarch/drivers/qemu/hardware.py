@@ -22,11 +22,10 @@ _NAMES = {
 
 async def ask_hardware(agent: Agent, name: str) -> HardwareInfo:
     """Ask the guest's init. Raises `Failed`, `TimedOut` or `Unavailable`."""
-    process = await agent.request(f"d:{hardware_row().decode()}")
-    done = await process.wait()
-    if done.exit_status != 0 or not isinstance(done.stdout, bytes):
+    answer = await agent.ask(f"d:{hardware_row().decode()}")
+    if answer.code != 0:
         raise Failed(f"machine '{name}' does not tell which hardware it sees", machine=name)
-    return parse_hardware(done.stdout[:_MAX_REPORT_BYTES])
+    return parse_hardware(answer.output[:_MAX_REPORT_BYTES])
 
 
 def parse_hardware(report: bytes) -> HardwareInfo:
