@@ -13,8 +13,9 @@ import pytest_asyncio
 from engine_rig import Engineer, engineer_at, new_engine
 
 from triarch.drivers.fake.driver import FakeDriver
-from triarch.errors import Busy, Damaged, Exists, NotFound, Unsupported, WrongState
+from triarch.errors import Busy, Damaged, Denied, Exists, NotFound, Unsupported, WrongState
 from triarch.host.ext4_files import list_files, read_file, replace_file
+from triarch.model.device import FolderDevice
 from triarch.model.operation import OperationStatus
 from triarch.model.policy import SnapshotSchedule
 from triarch.model.snapshot import (
@@ -289,6 +290,21 @@ async def test_a_damaged_backup_is_refused_and_leaves_nothing(engineer: Engineer
     await engineer.idle()
     assert [view.name for view in engineer.engine.machines()] == ["web"]
     assert sets(engineer) == [] and engineer.engine.backups.spool.all() == ()
+
+
+async def test_a_backup_gets_nothing_of_this_host_that_nobody_here_grants(engineer: Engineer) -> None:
+    await engineer.launch("web", start=False)
+    kept = engineer.engine._services.machines.get("web")
+    own = msgspec.structs.replace(kept.own, devices={"all": FolderDevice(source="/", path="/host")})
+    await engineer.engine._services.machines.put(msgspec.structs.replace(kept, own=own))
+    backup_id = upload(engineer, await exported(engineer, "web"))
+    with pytest.raises(Denied, match="asks for / of this host") as caught:
+        await engineer.engine.backups.import_(backup_id, ImportMachine(name="twin", start=True))
+    assert "--host-devices" in (caught.value.hint or "")
+    assert [view.name for view in engineer.engine.machines()] == ["web"]
+    operation = await engineer.engine.backups.import_(backup_id, ImportMachine(name="twin", host_devices=True))
+    await engineer.done(operation)
+    assert list(engineer.engine.machine("twin").devices) == ["all"]
 
 
 async def scheduled(engineer: Engineer, name: str, schedule: SnapshotSchedule) -> None:

@@ -121,12 +121,17 @@ def _unfinished(session: Session, note: Path, source: str) -> str | None:
 @click.argument("new_name", required=False)
 @architecture_option("--as", help="Run it under this architecture.")
 @click.option("--start", is_flag=True, help="Start it, too.")
+@click.option(
+    "--host-devices", is_flag=True, help="Let it have what it asks for of this host: folders, disks, devices."
+)
 @click.pass_obj
-def import_command(session: Session, file: Path, new_name: str | None, architecture: str | None, start: bool) -> None:
+def import_command(
+    session: Session, file: Path, new_name: str | None, architecture: str | None, start: bool, host_devices: bool
+) -> None:
     """Make the machine that is in FILE. A transfer that broke off is taken up by the same command."""
     client = session.client
     backup_id = client.backups.upload(file, _Meter("sending"))
-    request = ImportMachine(name=new_name, architecture=architecture, start=start)
+    request = ImportMachine(name=new_name, architecture=architecture, start=start, host_devices=host_devices)
     operation = finish(client, client.backups.import_(backup_id, request))
     view = client.machine(operation.result or "")
     print(f"machine {view.name} is here, {view.architecture}, {view.state.value}")

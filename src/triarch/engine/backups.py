@@ -18,7 +18,8 @@ from triarch.engine.operations import Operations
 from triarch.engine.services import Services
 from triarch.engine.snapshot_procedures import find_template
 from triarch.engine.spool import Spool
-from triarch.errors import DriverUnavailable, NotFound
+from triarch.errors import Denied, DriverUnavailable, NotFound
+from triarch.model.device import DiskDevice, FolderDevice, HostDevice, UsbDevice
 from triarch.model.machine import CreateMachine, Machine
 from triarch.model.names import check_machine_name
 from triarch.model.operation import Operation
@@ -127,6 +128,8 @@ class Backups:
         wanted = self._request(manifest, template, name, request, copy=known)
         with self._services.templates.promised(template) if is_new else nullcontext():
             machine = await self._resolve_somewhere(wanted, request)
+        if not request.host_devices:
+            _check_host_devices(machine)
         machine = msgspec.structs.replace(
             machine,
             uuid=machine.uuid if known else manifest.machine.uuid,
@@ -192,3 +195,18 @@ class Backups:
             if request.architecture is not None:
                 raise
             return await self._resolve(msgspec.structs.replace(wanted, architecture=None))
+
+
+def _check_host_devices(machine: Machine) -> None:
+    """What a file asks for of this host, its `/` perhaps, nobody here has said yet. Raises `Denied`."""
+    wanted = [
+        each.id if isinstance(each, UsbDevice) else each.source
+        for each in machine.devices.values()
+        if isinstance(each, DiskDevice | FolderDevice | HostDevice | UsbDevice)
+    ]
+    if wanted:
+        raise Denied(
+            f"machine '{machine.name}' in the backup asks for {', '.join(wanted)[:300]} of this host",
+            hint="triarch import FILE --host-devices",
+            machine=machine.name,
+        )

@@ -112,11 +112,15 @@ class ExportMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class ImportMachine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Body of import: the machine in a backup that was uploaded, under its old name unless another is given."""
+    """Body of import: the machine in a backup that was uploaded, under its old name unless another is given.
+
+    `host_devices` lets it have the folders, disks and devices of this host that the backup asks for.
+    """
 
     name: SnapshotName | None = None
     architecture: str | None = None
     start: bool = False
+    host_devices: bool = False
 
 
 BACKUP_ID_PATTERN = r"^[0-9a-f]{32}$(?!\n)"

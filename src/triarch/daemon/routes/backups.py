@@ -174,7 +174,7 @@ async def _pieces(path: Path, start: int) -> AsyncIterator[bytes]:
     operation_id="import_machine",
     tags=TAGS,
     status_code=202,
-    responses=problems(*CHANGE_PROBLEMS),
+    responses=problems(403, *CHANGE_PROBLEMS),
     response_headers=LOCATION,
 )
 async def import_machine(engine: Engine, backup: Id, data: ImportMachine) -> Response[Operation]:
