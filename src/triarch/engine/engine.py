@@ -332,8 +332,9 @@ class Engine:
         return machine
 
     async def start(self, name: str) -> Operation:
+        await self._check_startable(self._checked(name, Verb.START))
+        # Asking the host may have taken a while.
         machine = self._checked(name, Verb.START)
-        await self._check_startable(machine)
         return self._operations.begin(Start(self._services, MachineArguments(machine=machine)))
 
     async def stop(self, name: str, request: StopMachine) -> Operation:
@@ -345,8 +346,8 @@ class Engine:
 
     async def restart(self, name: str, request: StopMachine) -> Operation:
         """What could not start again is not stopped."""
+        await self._check_startable(self._checked(name, Verb.RESTART))
         arguments = self._stop_arguments(name, Verb.RESTART, request)
-        await self._check_startable(arguments.machine)
         return self._operations.begin(Restart(self._services, arguments))
 
     async def _check_startable(self, machine: Machine) -> None:
@@ -402,10 +403,10 @@ class Engine:
 
     async def switch(self, name: str, request: SwitchMachine) -> Operation | None:
         """Run the machine under another architecture. With `check` nothing is done and None says that it would work."""
-        machine = self._checked(name, Verb.SWITCH)
-        if request.architecture == machine.architecture:
-            raise Invalid(f"machine '{name}' is already under architecture '{machine.architecture}'", machine=name)
+        if request.architecture == self._checked(name, Verb.SWITCH).architecture:
+            raise Invalid(f"machine '{name}' is already under architecture '{request.architecture}'", machine=name)
         driver = await self._services.architectures.need(request.architecture)
+        machine = self._checked(name, Verb.SWITCH)
         driver.validate(msgspec.structs.replace(machine, architecture=request.architecture))
         if request.check:
             return None

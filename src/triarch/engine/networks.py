@@ -18,7 +18,7 @@ from triarch.engine.network_procedures import (
 from triarch.engine.network_records import cards_of
 from triarch.engine.operations import Operations
 from triarch.engine.services import Services
-from triarch.errors import Exists, InUse, Invalid, NotFound, Unsupported
+from triarch.errors import Busy, Exists, InUse, Invalid, NotFound, Unsupported
 from triarch.model.names import check_network_name
 from triarch.model.network import (
     DEFAULT_NETWORK,
@@ -80,10 +80,13 @@ class Networks:
         if self._services.networks.find(name) is not None:
             raise Exists(f"network '{name}' exists already", hint=f"triarch network info {name}", network=name)
         self._operations.check_free(f"network/{name}")
+        if name in self._services.networks.reserved:
+            raise Busy(f"network '{name}' is being made by somebody else", hint="triarch network list", network=name)
         network = self._planned(request)
-        await asyncio.to_thread(self._services.network.check_parent, network, force=request.force)
+        # Before anything waits: its index and ranges are nobody else's.
         self._services.networks.reserved[name] = network
         try:
+            await asyncio.to_thread(self._services.network.check_parent, network, force=request.force)
             operation = self._operations.begin(
                 CreateNetworkProcedure(self._services, NetworkArguments(network=network))
             )

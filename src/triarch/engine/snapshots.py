@@ -65,6 +65,9 @@ class Snapshots:
                     machine=name,
                 )
             await check_checkpoint(MachineActions(self._services, machine))
+            if self._free_machine(name) is not machine:
+                # It changed while its driver was asked.
+                return await self.create(name, request, scheduled=scheduled)
         expires = request.expires_after_seconds
         snapshot = Snapshot(
             id=str(uuid.uuid4()),
@@ -99,10 +102,10 @@ class Snapshots:
 
     async def restore(self, name: str, request: RestoreSnapshot) -> Operation | None:
         """Bring the machine back. With `check` nothing is done and None says that it would work."""
+        await self._services.architectures.need(self._machine(name).architecture)
         machine = self._free_machine(name)
         check_unprotected(machine, "restore")
         snapshot = self._services.snapshots.get(machine, request.snapshot)
-        await self._services.architectures.need(machine.architecture)
         if request.check:
             await check_restorable(self._services, machine, snapshot, stateful=request.stateful)
             return None

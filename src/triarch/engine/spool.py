@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from triarch.errors import Conflict, Exhausted, Invalid, NotFound
@@ -38,15 +39,19 @@ class Spool:
     def all(self) -> tuple[Backup, ...]:
         if not self._directory.is_dir():
             return ()
-        ids = sorted({path.stem for path in self._directory.iterdir() if _ID.match(path.stem)})
-        return tuple(self.get(each) for each in ids)
+        found = []
+        for each in sorted({path.stem for path in self._directory.iterdir() if _ID.match(path.stem)}):
+            # The announcement of an upload may be all that there is, and what expires is gone meanwhile.
+            with suppress(NotFound):
+                found.append(self.get(each))
+        return tuple(found)
 
     def get(self, backup_id: str) -> Backup:
         """Raises `NotFound`."""
-        for suffix in ("triarch", "part", "upload"):
-            path = self._path(backup_id, suffix)
-            if path.exists():
-                received = path.stat().st_size
+        for suffix in ("part", "upload", "triarch"):
+            # The last piece of an upload, which another thread adds, makes it another file.
+            with suppress(FileNotFoundError):
+                received = self._path(backup_id, suffix).stat().st_size
                 size = {"triarch": received, "part": None, "upload": self._announced(backup_id)}[suffix]
                 return Backup(id=backup_id, size_bytes=size, received_bytes=received)
         raise NotFound(f"there is no backup '{backup_id}' in the daemon's spool", backup=backup_id)
@@ -128,5 +133,6 @@ class Spool:
         """Remove what nobody has touched for a day."""
         limit = (time.time() if now is None else now) - KEEP_SECONDS
         for path in self._directory.iterdir() if self._directory.is_dir() else ():
-            if path.stat().st_mtime < limit:
-                path.unlink(missing_ok=True)
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < limit:
+                    path.unlink()

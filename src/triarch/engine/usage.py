@@ -108,8 +108,11 @@ class Usages:
         Machines that are gone are there too. Raises `Invalid`.
         """
         key = _label_of(by)
-        until = _utc(end) if end is not None else datetime.fromtimestamp(self._clock(), UTC)
-        since = _utc(begin) if begin is not None else until - timedelta(days=30)
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        kept_since = now - timedelta(days=KEPT_DAYS)
+        # Nothing is known of any other time, and a calendar has an end.
+        until = now if end is None else min(max(_utc(end), kept_since), now)
+        since = until - timedelta(days=30) if begin is None else max(_utc(begin), kept_since)
         if since > until:
             raise Invalid(f"illegal time span: {since.isoformat()} is after {until.isoformat()}")
         wanted = label.partition("=") if label is not None else None
@@ -314,7 +317,10 @@ def _label_of(by: str) -> str | None:
 
 
 def _utc(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError as error:
+        raise Invalid(f"illegal time {moment.isoformat()}: it is outside the calendar") from error
 
 
 def _row(group: str, begin: datetime, end: datetime, hours: list[Hour]) -> UsageRow:

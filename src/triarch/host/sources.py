@@ -40,6 +40,8 @@ def _status(path: str, what: str) -> os.stat_result:
         raise NotFound(f"there is no {what} {path} on this host", path=path) from error
     except PermissionError as error:
         raise Denied(f"cannot look at {path}: permission denied", path=path) from error
+    except OSError as error:
+        raise Invalid(f"cannot look at {path}: {(error.strerror or str(error)).lower()}", path=path) from error
 
 
 def is_block_device(path: str) -> bool:
