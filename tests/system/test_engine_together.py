@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 from engine_rig import Engineer, engineer_at, machine_request
 
-from triarch.errors import Busy, InUse, Invalid
+from triarch.errors import Busy, Failed, InUse, Invalid, NotFound
 from triarch.model.device import AddDevice, DiskDevice, NicDevice, VolumeDevice
 from triarch.model.machine import CreateMachine, Machine, RenameMachine, SetMachine
 from triarch.model.network import CreateNetwork, NetworkKind
 from triarch.model.operation import Operation
-from triarch.model.snapshot import CopyMachine, CreateSnapshot, RestoreSnapshot
+from triarch.model.settings import Profile, Settings
+from triarch.model.snapshot import (
+    CopyMachine,
+    CreateSnapshot,
+    ExportMachine,
+    ImportMachine,
+    RestoreSnapshot,
+)
 from triarch.model.state import State
+
+WEST = timezone(timedelta(hours=-12))
 
 
 @pytest.fixture
@@ -122,7 +136,6 @@ async def test_a_paused_machine_is_paused_after_a_restore_that_did_not_come_to_s
     engineer: Engineer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from triarch.drivers.fake.driver import FakeDriver
-    from triarch.errors import Failed
 
     await engineer.launch("web")
     await engineer.done(await engineer.engine.snapshots.create("web", CreateSnapshot(name="a")))
@@ -138,3 +151,99 @@ async def test_a_paused_machine_is_paused_after_a_restore_that_did_not_come_to_s
         assert await engineer.failed(operation) == "it cannot be killed"
     assert engineer.engine.machine("web").state is State.PAUSED
     await engineer.done(await engineer.engine.resume("web"))
+
+
+# -- two at once
+
+
+async def test_two_networks_made_at_once_are_two(engineer: Engineer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engineer.engine._services.network, "check_parent", lambda *_, **__: None)
+    requests = [CreateNetwork(name=name, kind=NetworkKind.ISOLATED) for name in ("lab", "test", "lab")]
+    made = await asyncio.gather(*(engineer.engine.networks.create(each) for each in requests), return_exceptions=True)
+    assert isinstance(made[2], Busy)
+    for operation in made[:2]:
+        assert isinstance(operation, Operation)
+        await engineer.done(operation)
+    lab, test = engineer.engine.networks.list()
+    assert lab.index != test.index and lab.ipv4 != test.ipv4
+    for name in ("lab", "test"):
+        await engineer.done(await engineer.engine.networks.delete(name))
+
+
+async def test_one_backup_does_not_become_one_machine_twice(engineer: Engineer) -> None:
+    await make(engineer, "web")
+    exported = await engineer.done(await engineer.engine.backups.export("web", ExportMachine()))
+    assert exported.result is not None
+    path = engineer.engine.backups.spool.whole(exported.result)
+    other = path.with_name(f"{'0' * 32}.triarch")
+    other.write_bytes(path.read_bytes())
+    await engineer.done(await engineer.engine.delete("web"))
+    first = await engineer.engine.backups.import_(exported.result, ImportMachine())
+    with pytest.raises(Busy, match="import-machine"):
+        await engineer.engine.backups.import_("0" * 32, ImportMachine(name="www"))
+    with pytest.raises(Busy, match="import-machine"):
+        engineer.engine.backups.remove(exported.result)
+    await engineer.done(first)
+    await engineer.done(await engineer.engine.backups.import_("0" * 32, ImportMachine(name="www")))
+    assert record(engineer, "web").uuid != record(engineer, "www").uuid
+
+
+async def test_an_export_that_let_its_machine_go_does_not_thaw_it_for_others(
+    engineer: Engineer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triarch.drivers.fake.driver import FakeDriver
+    from triarch.engine import backup_procedures
+
+    def fail(*_: object, **__: object) -> None:
+        raise Failed("no more pens")
+
+    thawed: list[str] = []
+    thaw = FakeDriver.thaw
+
+    async def count(self: FakeDriver, spec: Any) -> float | None:
+        thawed.append(spec.machine.name)
+        return await thaw(self, spec)
+
+    await engineer.launch("web")
+    monkeypatch.setattr(backup_procedures, "write_backup", fail)
+    monkeypatch.setattr(FakeDriver, "thaw", count)
+    assert await engineer.failed(await engineer.engine.backups.export("web", ExportMachine())) == "no more pens"
+    assert thawed == ["web"]
+
+
+async def test_a_profile_of_a_machine_that_is_being_made_stays(engineer: Engineer) -> None:
+    await engineer.done(await engineer.engine.profiles.create(Profile(name="small", settings=Settings())))
+    operation = await engineer.engine.create(msgspec.structs.replace(stopped("web"), profiles=("small",)))
+    with pytest.raises(InUse, match="profile 'small' is in use by 'web'"):
+        await engineer.engine.profiles.delete("small")
+    await engineer.done(operation)
+
+
+# -- odd input
+
+
+async def test_an_announced_upload_without_a_byte_hides_no_others(engineer: Engineer) -> None:
+    await make(engineer, "web")
+    exported = await engineer.done(await engineer.engine.backups.export("web", ExportMachine()))
+    spool = engineer.engine.backups.spool
+    spool.whole(exported.result or "").with_name(f"{'1' * 32}.size").write_text("7")
+    assert [backup.id for backup in spool.all()] == [exported.result]
+    with pytest.raises(NotFound):
+        spool.get("1" * 32)
+
+
+@pytest.mark.parametrize("moment", [datetime.min, datetime.max.replace(tzinfo=UTC), datetime.max.replace(tzinfo=WEST)])
+async def test_an_account_of_the_end_of_time_is_one_of_what_is_known(engineer: Engineer, moment: datetime) -> None:
+    began = time.monotonic()
+    with suppress(Invalid):
+        await engineer.engine.usages.account(end=moment)
+    with suppress(Invalid):
+        await engineer.engine.usages.account(begin=moment)
+    assert time.monotonic() - began < 2
+
+
+async def test_a_path_that_no_host_can_have_is_the_callers_mistake(engineer: Engineer) -> None:
+    await make(engineer, "web")
+    disk = DiskDevice(source=f"/{'a' * 300}")
+    with pytest.raises(Invalid, match="file name too long"):
+        await engineer.engine.devices.add("web", AddDevice(name="data", device=disk))

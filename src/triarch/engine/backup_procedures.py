@@ -61,6 +61,7 @@ class Export(Procedure):
         self._arguments = arguments
         self._machine = MachineActions(services, arguments.machine)
         self._let_machine_go = let_machine_go
+        self._machine_is_free = False
         self._cancelled = threading.Event()
 
     @property
@@ -94,11 +95,12 @@ class Export(Procedure):
         else:
             await to_the_end(lambda: sets.duplicate(snapshot.id, arguments.staged))
         if self._let_machine_go is not None:
+            self._machine_is_free = True
             await self._let_machine_go(self)
         await asyncio.to_thread(sets.check, arguments.staged)
 
     async def _let_go(self) -> None:
-        if self.arguments.snapshot is None:
+        if self.arguments.snapshot is None and not self._machine_is_free:
             await let_go(self._machine, self.arguments.staged)
         else:
             await self._tidy()
@@ -169,6 +171,11 @@ class ImportBackup(MachineProcedure):
         self.machine = MachineActions(services, arguments.machine)
         self._cancelled = threading.Event()
 
+    @property
+    def holds(self) -> tuple[str, ...]:
+        """The file, and who the machine was: two imports of one machine would both be it."""
+        return (f"backup/{self.arguments.backup}", f"identity/{self.arguments.machine.uuid}")
+
     def steps(self) -> tuple[Step, ...]:
         start = self.arguments.start
         return (
@@ -228,8 +235,11 @@ class ImportBackup(MachineProcedure):
             await asyncio.to_thread(self.services.pool.add_layer, path)
 
     async def _forget_template(self) -> None:
-        if self.arguments.template is not None:
-            await self.services.templates.remove((self.arguments.template,))
+        """Unless other machines stand on it by now."""
+        template = self.arguments.template
+        stand_on = {kept.value.template.digest for kept in self.services.machines.all()}
+        if template is not None and template.digest not in stand_on:
+            await self.services.templates.remove((template,))
             await asyncio.to_thread(remove_unused_layers, self.services)
 
     async def _record(self) -> None:

@@ -52,6 +52,7 @@ class Copy(MachineProcedure):
         self.machine = MachineActions(services, arguments.machine)
         self._source = MachineActions(services, arguments.source)
         self._let_source_go = let_source_go
+        self._source_is_free = False
 
     @property
     def holds(self) -> tuple[str, ...]:
@@ -77,10 +78,11 @@ class Copy(MachineProcedure):
         else:
             await to_the_end(lambda: sets.duplicate(snapshot.id, staged))
         if self._let_source_go is not None:
+            self._source_is_free = True
             await self._let_source_go(self)
 
     async def _let_go(self) -> None:
-        if self.arguments.snapshot is None:
+        if self.arguments.snapshot is None and not self._source_is_free:
             await let_go(self._source, self.arguments.staged)
         else:
             await asyncio.to_thread(self.services.pool.sets.remove, self.arguments.staged)

@@ -187,7 +187,9 @@ class Profiles:
     async def delete(self, name: str) -> Operation:
         """Raises `InUse` that names machines which have it."""
         before = self._services.profiles.get(name)
-        users = users_of(self._services, name)
+        # Those that are being made, too.
+        machines = self._services.claims.others("")
+        users = sorted({machine.name for machine in machines if name in machine.profiles})
         if users:
             shown = ", ".join(f"'{user}'" for user in users[:5]) + (" …" if len(users) > 5 else "")
             raise InUse(
@@ -232,7 +234,8 @@ class Profiles:
 
 
 def _without(services: Services, machine: str, profile: str) -> tuple[str, ...]:
-    return tuple(name for name in services.machines.get(machine).profiles if name != profile)
+    kept = services.machines.find(machine)
+    return tuple(name for name in kept.value.profiles if name != profile) if kept is not None else ()
 
 
 def _view(profile: Profile, used_by: tuple[str, ...] | list[str]) -> ProfileView:
