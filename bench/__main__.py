@@ -17,7 +17,7 @@ from bench.report import Row, document
 from triarch.errors import Error
 from triarch.host.syscalls import CLONE_NEWNS, MNT_DETACH, MS_REC, MS_SLAVE, mount, unmount, unshare
 
-SECTIONS = ("containers", "cli", "many", "vms", "switch", "files", "terminals")
+SECTIONS = ("containers", "cli", "many", "vms", "switch", "files", "terminals", "snapshots")
 RESULTS = Path(__file__).parent / "RESULTS.md"
 UNIFIED = Path("/sys/fs/cgroup/unified")
 
