@@ -177,3 +177,15 @@ def test_a_server_that_answers_a_push_with_gigabytes_is_left(tmp_path: Path) -> 
     with saying(HELLO, *[piece] * 400) as link, pytest.raises(Damaged, match="floods"):
         for _ in range(100_000):
             link._wait()
+
+
+def test_a_partial_copy_that_another_made_first_is_not_written_to(place: Path) -> None:
+    os.link(place.parent / "outside/precious", place / "partial")
+    parent_fd = os.open(place, os.O_RDONLY)
+    writer = Writer(parent_fd, b"got")
+    try:
+        with pytest.raises(FileExistsError):
+            writer.begin(FileEntry(path=b"", kind=FileKind.FILE, mode=0o644, size_bytes=4), b"partial", 0)
+    finally:
+        writer.close()
+        os.close(parent_fd)

@@ -244,8 +244,11 @@ class Writer:
         parent, name = self._place(entry.path)
         self._keep = partial is not None
         self._partial = partial or partial_name(int.from_bytes(os.urandom(8), "big"))
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | (0 if self._keep else os.O_EXCL)
-        self._file_fd = os.open(self._partial, flags, 0o600, dir_fd=parent)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        self._file_fd = os.open(self._partial, flags | (0 if self._keep else os.O_EXCL), 0o600, dir_fd=parent)
+        if not _is_ours(self._file_fd):
+            os.close(self._file_fd)
+            raise OSError(errno.EEXIST, f"{os.fsdecode(self._partial)} beside it is not ours alone")
         self._file_parent, self._file_name, self._file = parent, name, entry
         os.ftruncate(self._file_fd, offset)
 
@@ -322,6 +325,12 @@ class Writer:
                 if error.errno not in (errno.EOPNOTSUPP, errno.EPERM):
                     raise
         os.utime(fd, ns=(entry.modified_ns, entry.modified_ns))
+
+
+def _is_ours(fd: int) -> bool:
+    """The name of a partial copy can be guessed: where others may write, one of them may have made it first."""
+    status = os.fstat(fd)
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
 
 
 def _component(name: bytes) -> bytes:
