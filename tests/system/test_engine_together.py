@@ -211,11 +211,13 @@ async def test_an_export_that_let_its_machine_go_does_not_thaw_it_for_others(
     assert thawed == ["web"]
 
 
-async def test_a_profile_of_a_machine_that_is_being_made_stays(engineer: Engineer) -> None:
+async def test_profile_and_template_of_a_machine_that_is_being_made_stay(engineer: Engineer) -> None:
     await engineer.done(await engineer.engine.profiles.create(Profile(name="small", settings=Settings())))
     operation = await engineer.engine.create(msgspec.structs.replace(stopped("web"), profiles=("small",)))
     with pytest.raises(InUse, match="profile 'small' is in use by 'web'"):
         await engineer.engine.profiles.delete("small")
+    with pytest.raises(InUse, match="template 'tiny' is in use by 'web'"):
+        await engineer.engine.delete_template("tiny")
     await engineer.done(operation)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -20,7 +21,7 @@ from triarch.cli.output import output_option, print_record, print_value
 from triarch.cli.progress import each, finish
 from triarch.cli.session import Session
 from triarch.cli.settings import setting_options, settings_of
-from triarch.errors import Denied
+from triarch.errors import Denied, InUse
 from triarch.model.machine import CreateMachine, MachineView, StopMachine, SwitchMachine
 from triarch.model.state import Verb, next_state
 from triarch.model.template import Init
@@ -189,7 +190,7 @@ def resume_command(session: Session, names: tuple[str, ...]) -> int:
     epilog=examples("triarch delete old", "triarch delete --force web db", "triarch delete --dry-run web"),
 )
 @machine_argument(many=True)
-@click.option("-f", "--force", is_flag=True, help="Kill it first where it runs.")
+@click.option("-f", "--force", is_flag=True, help="Kill it first where it runs; do it though others depend on it.")
 @dry_run_option
 @click.pass_obj
 def delete_command(session: Session, names: tuple[str, ...], force: bool, dry_run: bool) -> int:
@@ -198,14 +199,14 @@ def delete_command(session: Session, names: tuple[str, ...], force: bool, dry_ru
 
     def delete(name: str) -> None:
         if dry_run:
-            would("delete", _loss(client.machine(name), force=force))
+            would("delete", _loss(client.machine(name), () if force else client.machines(), force=force))
         else:
             finish(client, client.delete(name, force=force))
 
     return each(names, delete)
 
 
-def _loss(view: MachineView, *, force: bool) -> str:
+def _loss(view: MachineView, others: Iterable[MachineView], *, force: bool) -> str:
     """What goes with a machine. Raises what its deletion would."""
     if view.protected:
         raise Denied(
@@ -213,6 +214,9 @@ def _loss(view: MachineView, *, force: bool) -> str:
         )
     if not force:
         next_state(view.name, view.state, Verb.DELETE)
+    for other in others:
+        if view.name in other.depends_on:
+            raise InUse(f"cannot delete machine '{view.name}': '{other.name}' depends on it")
     count = view.snapshot_count
     snapshots = f" and {count} snapshot{'' if count == 1 else 's'}" if count else ""
     return f"machine {view.name} ({view.state.value}, {view.template}){snapshots}"

@@ -477,8 +477,8 @@ class Engine:
             self.template(ref)
         # Not by digest: two names may stand for the same tree.
         levels = {template.level for template in templates}
-        stands_on = ((kept.value.name, kept.value.template) for kept in self._services.machines.all())
-        users = [machine for machine, base in stands_on if base.name == name and base.level in levels]
+        machines = self._services.claims.others("")
+        users = sorted({m.name for m in machines if m.template.name == name and m.template.level in levels})
         if users:
             shown = ", ".join(f"'{user}'" for user in users[:5]) + (" …" if len(users) > 5 else "")
             raise InUse(f"template '{ref}' is in use by {shown}", hint=f"triarch delete {users[0]}", template=ref)

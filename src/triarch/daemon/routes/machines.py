@@ -108,7 +108,7 @@ def get_machine(engine: Engine, name: Name) -> Response[MachineView]:
 async def delete_machine(
     engine: Engine, name: Name, if_match: IfMatch = None, force: bool = False
 ) -> Response[Operation]:
-    """Delete a stopped machine and its delta; with `force` a running one is killed first."""
+    """Delete a stopped machine and its delta; with `force` one that runs too, or that others depend on."""
     check_fresh(engine, name, if_match)
     return accepted(await engine.delete(name, force=force))
 
