@@ -221,6 +221,31 @@ async def test_profile_and_template_of_a_machine_that_is_being_made_stay(enginee
     await engineer.done(operation)
 
 
+async def test_nobody_gets_on_a_network_that_is_being_deleted(engineer: Engineer) -> None:
+    await engineer.done(await engineer.engine.networks.create(CreateNetwork(name="lab", kind=NetworkKind.ISOLATED)))
+    operation = await engineer.engine.networks.delete("lab")
+    with pytest.raises(Busy, match="network 'lab' is being deleted"):
+        await engineer.engine.create(stopped("web", network="lab"))
+    await engineer.done(operation)
+    with pytest.raises(NotFound):
+        await engineer.engine.create(stopped("web", network="lab"))
+
+
+async def test_an_address_is_taken_while_its_card_is_plugged_in(engineer: Engineer) -> None:
+    network = CreateNetwork(name="lab", kind=NetworkKind.ISOLATED, ipv4="10.209.0.0/24")
+    await engineer.done(await engineer.engine.networks.create(network))
+    for name in ("web", "db"):
+        await make(engineer, name)
+    card = AddDevice(name="eth1", device=NicDevice(network="lab", address="10.209.0.9"))
+    operation = await engineer.engine.devices.add("web", card)
+    with pytest.raises(InUse, match=r"10\.209\.0\.9 of machine 'db' .* is already taken by machine 'web'"):
+        await engineer.engine.devices.add("db", card)
+    await engineer.done(operation)
+    for name in ("web", "db"):
+        await engineer.done(await engineer.engine.delete(name))
+    await engineer.done(await engineer.engine.networks.delete("lab"))
+
+
 # -- odd input
 
 

@@ -46,6 +46,7 @@ class DeviceProcedure:
         self.services = services
         self.arguments = arguments
         self.machine = MachineActions(services, arguments.machine)
+        services.claims.claim(arguments.after)
 
     @property
     def target(self) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from triarch.engine.records import MachineRecords, decode_entry
-from triarch.errors import Exhausted, NotFound
+from triarch.errors import Busy, Exhausted, NotFound
 from triarch.model.device import NicDevice
 from triarch.model.machine import Machine
 from triarch.model.nearest import did_you_mean, nearest
@@ -33,6 +33,8 @@ class NetworkRecords:
         self._by_name: dict[str, Network] = {}
         # Those that are being made: their indexes and names are taken.
         self.reserved: dict[str, Network] = {}
+        # Those that are being deleted: nobody gets on them any more.
+        self.leaving: set[str] = set()
 
     async def load(self) -> None:
         for entry in await self._store.list("networks/"):
@@ -57,7 +59,12 @@ class NetworkRecords:
         return network
 
     async def need(self, name: str) -> Network:
-        """As `get`; the built-in network is made up at the first call, on ranges that the host does not use."""
+        """As `get`; the built-in network is made up at the first call, on ranges that the host does not use.
+
+        Raises `Busy` too, for one that is being deleted.
+        """
+        if name in self.leaving:
+            raise Busy(f"network '{name}' is being deleted", hint="triarch network list", network=name)
         if name == DEFAULT_NETWORK and name not in self._by_name:
             await self.put(self._built_in(str(self._host.choose_subnet(self.all()))))
         return self.get(name)

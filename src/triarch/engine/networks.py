@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import UTC, datetime
 from ipaddress import IPv4Network, IPv6Network, ip_network
 
@@ -93,14 +94,17 @@ class Networks:
         except BaseException:
             del self._services.networks.reserved[name]
             raise
-        task = asyncio.create_task(self._unreserve(operation.id, name))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._afterwards(operation.id, lambda: self._services.networks.reserved.pop(name, None))
         return operation
 
-    async def _unreserve(self, operation_id: str, name: str) -> None:
-        await self._operations.wait(operation_id)
-        self._services.networks.reserved.pop(name, None)
+    def _afterwards(self, operation_id: str, act: Callable[[], object]) -> None:
+        async def wait() -> None:
+            await self._operations.wait(operation_id)
+            act()
+
+        task = asyncio.create_task(wait())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _planned(self, request: CreateNetwork) -> Network:
         """The record, with ranges chosen beside the host's own and those of other networks."""
@@ -182,7 +186,10 @@ class Networks:
         if users:
             shown = ", ".join(f"'{user}'" for user in users[:5]) + (" …" if len(users) > 5 else "")
             raise InUse(f"network '{name}' is in use by {shown}", hint=f"triarch delete {users[0]}", network=name)
-        return self._operations.begin(DeleteNetworkProcedure(self._services, NetworkArguments(network=network)))
+        operation = self._operations.begin(DeleteNetworkProcedure(self._services, NetworkArguments(network=network)))
+        self._services.networks.leaving.add(name)
+        self._afterwards(operation.id, lambda: self._services.networks.leaving.discard(name))
+        return operation
 
 
 def _bare(request: CreateNetwork, index: int) -> Network:

@@ -199,6 +199,8 @@ class Restore(SnapshotProcedure):
             return
         self.report("validate", f"checking snapshot {self.snapshot.name}")
         await check_restorable(self.services, self.arguments.machine, self.snapshot, stateful=self.arguments.stateful)
+        # What comes back is taken from now on; others are made meanwhile.
+        self.services.claims.claim(restored_record(self.services, self.machine.current, self.snapshot))
         if self.machine.driver.needs_guest_pack:
             await self.machine.need_guest_pack()
 
