@@ -44,7 +44,7 @@ entries = st.builds(
     mode=st.integers(0, 0o7777),
     uid=u32,
     gid=u32,
-    size_bytes=u64,
+    size_bytes=st.integers(0, 2**63 - 1),
     modified_ns=st.integers(-(10**20), 10**20),
     target=names,
     xattrs=st.lists(st.tuples(names.filter(bool), st.binary(max_size=50)), max_size=3).map(tuple),

@@ -189,3 +189,10 @@ def test_a_partial_copy_that_another_made_first_is_not_written_to(place: Path) -
     finally:
         writer.close()
         os.close(parent_fd)
+
+
+@pytest.mark.parametrize("said", [encode_entry(FileEntry(path=b"x", kind=FileKind.FILE, size_bytes=1 << 63)), None])
+def test_a_file_longer_than_any_can_be_is_refused(place: Path, said: bytes | None) -> None:
+    longest = FileEntry(path=b"x", kind=FileKind.FILE, size_bytes=(1 << 63) - 1)
+    with pytest.raises(Damaged):
+        pull(place, said or encode_entry(longest), finish_request(1 << 63))

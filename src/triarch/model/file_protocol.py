@@ -53,6 +53,7 @@ _U16, _U32, _U64 = struct.Struct(">H"), struct.Struct(">I"), struct.Struct(">Q")
 _FLAGGED = struct.Struct(">IQ")
 _MAX_PATH_BYTES = 32 << 10
 _MAX_XATTRS = 1 << 12
+_MAX_SIZE = (1 << 63) - 1  # of a file (off_t)
 _NANOSECONDS = 1_000_000_000
 
 
@@ -245,7 +246,7 @@ def decode_entry(payload: bytes) -> FileEntry:
     if len(payload) < _OBJECT.size:
         raise Damaged("the file server sent a frame that ends too early")
     flags, kind, mode, uid, gid, size, seconds, nanoseconds, offset, tag = _OBJECT.unpack_from(payload)
-    if kind not in _KINDS or mode > 0o7777 or nanoseconds >= _NANOSECONDS or abs(seconds) > 1 << 40:
+    if kind not in _KINDS or mode > 0o7777 or nanoseconds >= _NANOSECONDS or abs(seconds) > 1 << 40 or size > _MAX_SIZE:
         raise Damaged("the file server described an object that cannot be")
     cursor = _Cursor(payload, _OBJECT.size)
     path, target = cursor.text(_MAX_PATH_BYTES), cursor.text(_MAX_PATH_BYTES)
@@ -284,7 +285,10 @@ def decode_finish(payload: bytes) -> Finish:
     """A FINISH's payload. Raises `Damaged`."""
     if len(payload) not in (8, 40):
         raise Damaged(f"the file server ended a file with {len(payload)} bytes")
-    return Finish(size_bytes=_U64.unpack_from(payload)[0], sha256=payload[8:] or None)
+    (size_bytes,) = _U64.unpack_from(payload)
+    if size_bytes > _MAX_SIZE:
+        raise Damaged("the file server ended a file that is longer than any can be")
+    return Finish(size_bytes=size_bytes, sha256=payload[8:] or None)
 
 
 def decode_data(payload: bytes | memoryview) -> tuple[int, memoryview]:
