@@ -28,6 +28,7 @@ from triarch.model.snapshot import (
     RestoreSnapshot,
 )
 from triarch.model.state import State
+from triarch.model.template import Template
 
 WEST = timezone(timedelta(hours=-12))
 
@@ -244,6 +245,35 @@ async def test_an_address_is_taken_while_its_card_is_plugged_in(engineer: Engine
     for name in ("web", "db"):
         await engineer.done(await engineer.engine.delete(name))
     await engineer.done(await engineer.engine.networks.delete("lab"))
+
+
+async def test_layers_of_a_template_that_comes_are_not_swept_with_those_of_one_that_goes(
+    engineer: Engineer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from triarch.engine import backup_procedures
+    from triarch.engine.template_procedures import remove_unused_layers
+
+    await make(engineer, "web")
+    exported = await engineer.done(await engineer.engine.backups.export("web", ExportMachine(with_template=True)))
+    await engineer.done(await engineer.engine.delete("web"))
+    await engineer.done(await engineer.engine.delete_template("tiny"))
+    services = engineer.engine._services
+    add = services.templates.add
+
+    async def sweep_first(template: Template) -> None:
+        """What the delete of another template does just then."""
+        await asyncio.to_thread(remove_unused_layers, services)
+        await add(template)
+
+    async def sound(_: Path) -> None:
+        """The layer of tests is no image."""
+
+    monkeypatch.setattr(services.templates, "add", sweep_first)
+    monkeypatch.setattr(backup_procedures, "check_image", sound)
+    await engineer.done(await engineer.engine.backups.import_(exported.result or "", ImportMachine()))
+    for layer in services.templates.get("tiny").layers:
+        services.pool.verify_layer(layer)
+    assert services.templates.coming == set()
 
 
 # -- odd input

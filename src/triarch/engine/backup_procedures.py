@@ -222,9 +222,14 @@ class ImportBackup(MachineProcedure):
         template = self.arguments.template
         if template is None:
             return
-        for layer in template.layers:
-            await self._add_layer(layer)
-        await self.services.templates.add(template)
+        templates, digests = self.services.templates, {layer.digest for layer in template.layers}
+        templates.coming |= digests
+        try:
+            for layer in template.layers:
+                await self._add_layer(layer)
+            await templates.add(template)
+        finally:
+            templates.coming -= digests
         self.services.events.publish("template-created", f"template/{template.name}", {"digest": template.digest})
 
     async def _add_layer(self, layer: Layer) -> None:

@@ -103,6 +103,8 @@ class TemplateRecords:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._by_ref: dict[str, Template] = {}
+        # Digests of layers that are in the pool before their template is recorded.
+        self.coming: set[str] = set()
 
     async def load(self) -> None:
         for entry in await self._store.list("templates/"):

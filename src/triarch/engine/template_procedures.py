@@ -66,7 +66,7 @@ class MakeTemplate(TemplateProcedure):
         return (
             Step("workspace", self._make_workspace, self._remove_workspace),
             Step("tree", self._make_tree),
-            Step("layer", self._add_layer, self.collect),
+            Step("layer", self._add_layer, self._collect),
             Step("record", self._record, self._forget),
             Step("tidy", self._remove_workspace, commits=True),
         )
@@ -90,6 +90,7 @@ class MakeTemplate(TemplateProcedure):
             raise Failed(f"template '{self.arguments.name}' has no tree to add")
         draft = self._draft
         layer = await asyncio.to_thread(self.services.pool.add_layer, draft.image)
+        self.services.templates.coming.add(layer.digest)
         self._template = Template(
             name=self.arguments.name,
             level=self.arguments.level,
@@ -107,7 +108,17 @@ class MakeTemplate(TemplateProcedure):
     async def _record(self) -> None:
         if self._template is not None:
             await self.services.templates.add(self._template)
+            self._came()
             self.services.events.publish("template-created", self.target, {"digest": self._template.digest})
+
+    def _came(self) -> None:
+        """It is recorded, or never will be."""
+        if self._template is not None:
+            self.services.templates.coming -= {layer.digest for layer in self._template.layers}
+
+    async def _collect(self) -> None:
+        self._came()
+        await self.collect()
 
     async def _forget(self) -> None:
         written = [t for t in self.services.templates.levels(self.arguments.name) if t.level == self.arguments.level]
@@ -152,9 +163,11 @@ class DeleteTemplate(TemplateProcedure):
 
 
 def remove_unused_layers(services: Services) -> None:
-    """Remove every layer of the pool that no recorded template names (blocking)."""
-    used = {layer.digest for template in services.templates.all() for layer in template.layers}
-    for layer in services.pool.layers():
+    """Remove every layer of the pool that no template names, recorded or about to be (blocking)."""
+    # In this order: what is added from here on is not looked at.
+    found = services.pool.layers()
+    used = services.templates.coming | {layer.digest for each in services.templates.all() for layer in each.layers}
+    for layer in found:
         if layer.digest not in used:
             services.pool.remove_layer(layer.digest)
 
