@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import cast
 
 import pytest
@@ -12,12 +13,15 @@ from crash_rig import CrashRig, Point, Walk, request, settled
 
 from triarch.client import Client
 from triarch.engine.device_procedures import DEVICE_PROCEDURES, DeviceArguments
+from triarch.engine.network_records import Claims
+from triarch.engine.records import MachineRecords
 from triarch.engine.services import Services
 from triarch.errors import Error
 from triarch.model.device import AddDevice, VolumeDevice
 from triarch.model.machine import IdRange, Machine
 from triarch.model.state import State
 from triarch.model.template import Init, TemplateRef
+from triarch.store.memory import MemoryStore
 
 WALK = Walk(
     template="app",
@@ -44,10 +48,11 @@ def points() -> list[Point]:
         created_at=datetime.now(UTC),
     )
     arguments = DeviceArguments(machine=machine, after=machine, name="data", device=VOLUME, live=True, purge=True)
+    services = cast(Services, SimpleNamespace(claims=Claims(MachineRecords(MemoryStore()))))
     return [
         Point(procedure.verb, step.name, when)
         for procedure in DEVICE_PROCEDURES
-        for step in procedure(cast(Services, None), arguments).steps()
+        for step in procedure(services, arguments).steps()
         for when in ("before", "after")
     ]
 
