@@ -14,18 +14,25 @@ from pathlib import Path
 
 from bench.ground import IDLE, Ground
 from bench.specs import machine_spec
-from triarch.drivers.qemu.cmdline import Accelerator, Wiring, guest_config, qemu_argv
+from triarch.drivers.qemu.cmdline import Accelerator, Headroom, Wiring, guest_config, headroom, qemu_argv
 from triarch.errors import TimedOut
 from triarch.guest import cpio
 from triarch.guest.keys import generate_keys
 from triarch.guest.pack import ensure_pack
 from triarch.guest.protocol import GuestConfig, GuestDecoder, Ready, encode_config
+from triarch.host.facts import memory_bytes
 from triarch.host.process import find_program, run
+from triarch.model.driver import MachineSpec
 
 _POLL_SECONDS = 0.002
 _BOOT_SECONDS = 120.0
 _SOCKETS = ("monitor", "console", "agent", "control")
 _SOURCE = Path(__file__).parent / "poweroff.c"
+
+
+def _room(spec: MachineSpec) -> Headroom:
+    """As the driver leaves it."""
+    return headroom(spec.machine.resources, os.cpu_count() or 1, memory_bytes())
 
 
 class RawQemu:
@@ -46,7 +53,7 @@ class RawQemu:
         report = self._directory / "report"
         with ExitStack() as stack:
             wiring = self._wire(stack, report)
-            argv = qemu_argv(self._spec, self._config, wiring, Accelerator.TCG)
+            argv = qemu_argv(self._spec, self._config, wiring, Accelerator.TCG, _room(self._spec))
             started = time.perf_counter()
             with _qemu(argv, _descriptors(wiring)):
                 wait_ready(report)
@@ -61,7 +68,11 @@ class RawQemu:
         initrd.write_bytes(cpio.write_archive([cpio.folder("dev"), cpio.file("init", init.read_bytes(), 0o755)]))
         pack = self._spec.guest_pack
         assert pack is not None
-        argv = [*_machine_part(qemu_argv(self._spec, self._config, _no_wiring(), Accelerator.TCG)), "-serial", "null"]
+        argv = [
+            *_machine_part(qemu_argv(self._spec, self._config, _no_wiring(), Accelerator.TCG, _room(self._spec))),
+            "-serial",
+            "null",
+        ]
         argv[argv.index("-kernel") + 1] = pack.kernel_path
         argv[argv.index("-initrd") + 1] = str(initrd)
         started = time.perf_counter()
