@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from ipaddress import IPv4Address, IPv6Address, IPv6Interface
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv6Interface
+
+import msgspec
 
 from triarch.host.nft_sets import key
 from triarch.model.instance import Instance
-from triarch.model.network import AclRule, Direction, Forward, NetworkKind, Protocol
+from triarch.model.network import AclRule, Direction, Forward, NetworkKind, Nic, Protocol
 from triarch.network.addresses import gateway, gateway6, link_local
 from triarch.network.plan import ANY_ADDRESS, Port, Segment, bridged, peers, selected
 
@@ -25,7 +28,14 @@ from triarch.network.plan import ANY_ADDRESS, Port, Segment, bridged, peers, sel
 # holds one second's worth beside the burst (nft_limit.c).
 _BUCKET_BYTES = 256 << 10
 _LEAST_BURST_BYTES = 64 << 10
-SPOOF_SETS = ("macs", "addresses4", "addresses6", "targets6", "unchecked")
+_SPOOF_KINDS = {
+    "macs": "type ifname . ether_addr",
+    "addresses4": "type ifname . ipv4_addr",
+    "addresses6": "type ifname . ipv6_addr",
+    "targets6": "typeof iifname . @th,64,128",
+    "unchecked": "type ifname",
+}
+_CACHED_CARDS = 16_384
 _ROUTED_INPUT = "{ 53, 67, 547 }"
 
 
@@ -192,50 +202,50 @@ def _names(ports: Iterable[Port]) -> str:
     return f"{{ {', '.join(names)} }}" if names else ""
 
 
+class _Element(msgspec.Struct, frozen=True):
+    """One member of a spoof filter's set, as it is written and as the kernel has it."""
+
+    set_name: str
+    text: str
+    key: bytes
+
+
+@lru_cache(_CACHED_CARDS)
+def _elements(host_interface: str, nic: Nic) -> tuple[_Element, ...]:
+    """What a card may send as. One whose address comes from elsewhere is held to its MAC alone.
+
+    Kept, because all cards are looked at whenever one comes or goes.
+    """
+    name = f'"{host_interface}"'
+    macs = _Element("macs", f"{name} . {nic.mac}", key(host_interface, bytes.fromhex(nic.mac.replace(":", ""))))
+    if not nic.address:
+        return (macs, _Element("unchecked", name, key(host_interface)))
+    found = [macs, _Element("addresses4", f"{name} . {nic.ip}", key(host_interface, IPv4Address(nic.ip).packed))]
+    own6 = [link_local(nic.mac), *([IPv6Interface(nic.address6).ip] if nic.address6 else [])]
+    for address in own6:
+        packed = key(host_interface, address.packed)
+        found.append(_Element("addresses6", f"{name} . {address}", packed))
+        found.append(_Element("targets6", f"{name} . 0x{address.packed.hex()}", packed))
+    return tuple(found)
+
+
 def _spoof_sets(ports: Sequence[Port]) -> str:
-    """Whose addresses are whose. A card whose address comes from elsewhere is held to its MAC alone."""
-    macs, v4, v6, targets, unchecked = [], [], [], [], []
+    """Whose addresses are whose."""
+    held: dict[str, list[str]] = {name: [] for name in _SPOOF_KINDS}
     for port in ports:
-        name = f'"{port.host_interface}"'
-        macs.append(f"{name} . {port.nic.mac}")
-        if not port.nic.address:
-            unchecked.append(name)
-            continue
-        v4.append(f"{name} . {port.nic.ip}")
-        v6 += [f"{name} . {address}" for address in _own6(port)]
-        targets += [f"{name} . 0x{address.packed.hex()}" for address in _own6(port)]
-    return "".join(
-        (
-            _set("macs", "type ifname . ether_addr", macs),
-            _set("addresses4", "type ifname . ipv4_addr", v4),
-            _set("addresses6", "type ifname . ipv6_addr", v6),
-            _set("targets6", "typeof iifname . @th,64,128", targets),
-            _set("unchecked", "type ifname", unchecked),
-        )
-    )
-
-
-def _own6(port: Port) -> list[IPv6Address]:
-    own = [link_local(port.nic.mac)]
-    return [*own, IPv6Interface(port.nic.address6).ip] if port.nic.address6 else own
+        for element in _elements(port.host_interface, port.nic):
+            held[element.set_name].append(element.text)
+    return "".join(_set(name, kind, held[name]) for name, kind in _SPOOF_KINDS.items())
 
 
 def spoof_keys(segments: Sequence[Segment], ports: Sequence[Port]) -> dict[str, set[bytes]]:
     """The elements of the same sets, as the kernel has them."""
-    found: dict[str, set[bytes]] = {name: set() for name in SPOOF_SETS}
+    found: dict[str, set[bytes]] = {name: set() for name in _SPOOF_KINDS}
     own = {segment.network.name for segment in segments if bridged(segment)}
     for port in ports:
-        if port.network not in own:
-            continue
-        name = port.host_interface
-        found["macs"].add(key(name, bytes.fromhex(port.nic.mac.replace(":", ""))))
-        if not port.nic.address:
-            found["unchecked"].add(key(name))
-            continue
-        found["addresses4"].add(key(name, IPv4Address(port.nic.ip).packed))
-        for address in _own6(port):
-            found["addresses6"].add(key(name, address.packed))
-            found["targets6"].add(key(name, address.packed))
+        if port.network in own:
+            for element in _elements(port.host_interface, port.nic):
+                found[element.set_name].add(element.key)
     return found
 
 
