@@ -382,8 +382,10 @@ class HostNetworks:
 
     async def _watch(self) -> None:
         while True:
+            # Not wait_for: before Python 3.12 it loses a cancellation that comes as the event does.
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._stale.wait(), WATCH_SECONDS)
+                async with asyncio.timeout(WATCH_SECONDS):
+                    await self._stale.wait()
             self._stale.clear()
             try:
                 await self.mend()
