@@ -159,7 +159,7 @@ static uint64_t add_extent(int file, uint64_t offset, uint64_t size, struct sha2
 
 /* The content as it is now, up to the size that was told: what grows meanwhile is left out, holes are not sent. */
 static uint64_t send_content(int file, const struct stat *status) {
-    uint64_t size = (uint64_t)status->st_size, at = walk.offset;
+    uint64_t size = (uint64_t)status->st_size, at = walk.offset < size ? walk.offset : size;
     if (!size)
         return send_extent(file, 0, FILES_MAX_UNSIZED_BYTES, NULL);
     if ((uint64_t)status->st_blocks * 512 + MIN_HOLE_BYTES > size)
