@@ -126,7 +126,7 @@ def test_a_console_shows_its_past_and_what_any_of_them_types(client: Client) -> 
             assert b"of the second" not in collect(each, b"of the first\n")
     with client.console("web") as late, client.console("web", ConsoleRequest(history_bytes=0)) as new:
         collect(late, b"of the first\n")
-        late.send_input(b"echo now\n")
+        new.send_input(b"echo now\n")
         assert collect(new, b"now\n") == b"now\n"
 
 

@@ -45,8 +45,9 @@ class Terminals:
         if not isinstance(driver, Console):
             raise self._services.architectures.lacks(machine.architecture, "console")
         typist = _ReadOnly(stdio) if request.read_only else stdio
-        typing = asyncio.create_task(driver.console(self._services.spec(machine), typist))
+        # In this order: what is typed first must be seen, without any history too.
         showing = asyncio.create_task(self._show(machine, request.history_bytes, stdio))
+        typing = asyncio.create_task(driver.console(self._services.spec(machine), typist))
         try:
             await asyncio.wait((typing, showing), return_when=asyncio.FIRST_COMPLETED)
             if not showing.done():
