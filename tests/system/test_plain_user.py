@@ -193,8 +193,8 @@ def test_what_is_missing_is_said(confined: Confined, archive: Path) -> None:
     assert checks["nat network"].status is CheckStatus.FAIL
 
     confined.triarch("template", "import", "tiny", str(archive))
-    said = confined.triarch("launch", "tiny", "c", "--as", "container", code=1)
+    said = confined.triarch("launch", "tiny", "c", "--as", "container", code=6)
     assert confined.expected in said
-    said = confined.triarch("launch", "tiny", "n", "--network", "nat", code=1)
+    said = confined.triarch("launch", "tiny", "n", "--network", "nat", code=6)
     assert "this host allows no NAT network" in said
     assert msgspec.json.decode(confined.triarch("list", "-o", "json")) == []
