@@ -106,7 +106,22 @@ def test_growth_that_others_make_is_dated(path: Path) -> None:
         file.write(b"while no daemon lived")
     os.utime(path, (130, 130))
     ConsoleLog(path).look_after()
-    assert read_marks(path)[-1] == Mark(20, 130.0)
+    assert read_marks(path)[-1] == Mark(30, 130.0)
+
+
+def test_another_daemon_dates_nothing_twice(path: Path) -> None:
+    """What was looked at within a second of a record has none of its own, and is no news to the next daemon."""
+    log = ConsoleLog(path)
+    for tenth in range(5):
+        with path.open("ab") as file:
+            file.write(b"0123456789")
+        os.utime(path, (100 + tenth / 10, 100 + tenth / 10))
+        log.look_after()
+    with path.open("ab") as file:
+        file.write(b"while no daemon lived")
+    os.utime(path, (200, 200))
+    ConsoleLog(path).look_after()
+    assert read_marks(path) == (Mark(0, 100.0), Mark(50, 200.0))
 
 
 def test_links_are_not_followed(path: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from triarch.host.console_log import offset_since, predecessor_of, read_marks
+from triarch.host.console_log import dated_bytes, offset_since, predecessor_of, read_marks
 from triarch.host.inotify import Inotify
 
 CHUNK_BYTES = 128 << 10
@@ -227,7 +227,7 @@ def _since(file: BinaryIO, end: int, path: Path, at_seconds: float) -> int:
         return 0
     offset = offset_since(marks, at_seconds)
     if offset is None:
-        return end
+        return min(end, dated_bytes(path))
     start = max(0, offset - _MAX_LINE_BYTES)
     before = os.pread(file.fileno(), offset - start, start)
     return start + before.rfind(b"\n") + 1 if b"\n" in before or not start else offset

@@ -2,8 +2,9 @@
 
 A file is never longer than `MAX_LOG_BYTES` when somebody looks after it, so that a machine that talks without end keeps
 two of them. The index (`console.times`) is a row of records, an offset and a time: what stands at and after the offset
-was written then, or up to a second from then; the next record tells what follows. It grows by one record a second at
-most, and is begun anew with its log.
+was written then, or up to a second from then; the next record tells what follows. The last record is written over by
+each look at the log: up to there everything is dated, and what comes after it is not yet. The index grows by one record
+a second at most, and is begun anew with its log.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ class Mark(msgspec.Struct, frozen=True):
     at_seconds: float
 
 
+_NO_MARK = Mark(0, float("-inf"))
+
+
 def predecessor_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.1")
 
@@ -50,6 +54,7 @@ class ConsoleLog:
         self.path = path
         self._index = index_of(path)
         self._last: Mark | None = None
+        self._marks = 0
         self._seen_bytes = -1
 
     def append(self, data: bytes, marks: Iterable[Mark]) -> None:
@@ -72,9 +77,9 @@ class ConsoleLog:
         status = self.path.stat()
         if self._seen_bytes < 0:
             # Of another daemon, or of nobody: what came since its last record is as old as the last write at most.
-            self._seen_bytes = min(self._noted_bytes(), status.st_size)
+            self._seen_bytes = min(dated_bytes(self.path), status.st_size)
         if status.st_size > self._seen_bytes:
-            self._note([Mark(self._seen_bytes, status.st_mtime)], status.st_size)
+            self._note([Mark(self._seen_bytes, status.st_mtime)], status.st_size, to_the_end=True)
         self._seen_bytes = status.st_size
         if self._is_full(status.st_size):
             self._cut()
@@ -105,41 +110,45 @@ class ConsoleLog:
         except FileNotFoundError:
             return 0
 
-    def _noted_bytes(self) -> int:
-        """Where the index ends: what comes after it was not noted yet."""
-        marks = read_marks(self.path)
-        return marks[-1].offset if marks else 0
-
-    def _note(self, marks: list[Mark], size: int) -> None:
-        if self._last is None:
-            known = read_marks(self.path)
-            if known and known[-1].offset > size:
-                # A crash between beginning a log anew and beginning its index anew.
-                self._replace_index()
-                known = ()
-            elif known:
-                # Half a record, which a full disk left, would put all that follow out of step.
-                os.truncate(self._index, len(known) * _RECORD.size)
-            self._last = known[-1] if known else Mark(0, float("-inf"))
-        records = b""
+    def _note(self, marks: list[Mark], size: int, *, to_the_end: bool = False) -> None:
+        """Date what is there now, `size` bytes; `to_the_end` also where nothing of it takes a record of its own."""
+        last = self._take_up_index(size) if self._last is None else self._last
+        fresh = []
         for mark in marks:
-            if not self._last.at_seconds <= mark.at_seconds < self._last.at_seconds + STEP_SECONDS:
-                self._last = mark
-                records += _RECORD.pack(mark.offset, mark.at_seconds)
-        if records:
-            fd = os.open(self._index, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                os.write(fd, records)
-            finally:
-                os.close(fd)
+            if not last.at_seconds <= mark.at_seconds < last.at_seconds + STEP_SECONDS:
+                last = mark
+                fresh.append(mark)
+        self._last = last
+        if not fresh and not to_the_end:
+            return
+        records = b"".join(_RECORD.pack(mark.offset, mark.at_seconds) for mark in (*fresh, Mark(size, last.at_seconds)))
+        fd = os.open(self._index, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            os.pwrite(fd, records, self._marks * _RECORD.size)
+        finally:
+            os.close(fd)
+        self._marks += len(fresh)
+
+    def _take_up_index(self, size: int) -> Mark:
+        """What another object wrote of this log; the last mark in it."""
+        known = _read_index(self.path)
+        if known and known[-1].offset > size:
+            # A crash between beginning a log anew and beginning its index anew.
+            self._replace_index()
+            known = ()
+        elif known:
+            # Half a record, which a full disk left, would put all that follow out of step.
+            os.truncate(self._index, len(known) * _RECORD.size)
+        self._marks = max(0, len(known) - 1)
+        return known[-2] if len(known) > 1 else _NO_MARK
 
     def _replace_index(self, skipped: int = 0) -> None:
         """The index goes with its log, whose first `skipped` bytes were left out."""
-        self._last = Mark(0, float("-inf"))
+        self._last, self._marks = _NO_MARK, 0
         with suppress(FileNotFoundError):
             self._index.replace(index_of(predecessor_of(self.path)))
         if skipped:
-            kept = [m for m in read_marks(predecessor_of(self.path)) if m.offset >= skipped]
+            kept = [m for m in _read_index(predecessor_of(self.path)) if m.offset >= skipped]
             packed = b"".join(_RECORD.pack(mark.offset - skipped, mark.at_seconds) for mark in kept)
             index_of(predecessor_of(self.path)).write_bytes(packed)
 
@@ -150,7 +159,18 @@ def append_now(path: Path, data: bytes) -> None:
 
 
 def read_marks(path: Path) -> tuple[Mark, ...]:
-    """The index of a log; half a record at its end, which a crash left, counts for nothing."""
+    """When what a log holds was written; nothing for one that nobody dated."""
+    return _read_index(path)[:-1]
+
+
+def dated_bytes(path: Path) -> int:
+    """How much of a log is dated: what comes after it was written since."""
+    index = _read_index(path)
+    return index[-1].offset if index else 0
+
+
+def _read_index(path: Path) -> tuple[Mark, ...]:
+    """All records; half a record at the end, which a crash left, counts for nothing."""
     try:
         data = index_of(path).read_bytes()
     except FileNotFoundError:
