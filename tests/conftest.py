@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,11 @@ import pytest
 
 from triarch.model.instance import instance_at
 from triarch.testing.leaks import leaks
+
+
+def pytest_configure() -> None:
+    """A run that is told to end (a time limit) tidies up as after Ctrl-C: its machines would outlive it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
