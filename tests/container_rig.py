@@ -64,6 +64,13 @@ def busybox_tree(tree: Path) -> None:
         (tree / "etc" / name).touch()
 
 
+def archive_of(tree: Path) -> Path:
+    """A root file system archive for `template import`, beside the tree; root owns everything in it."""
+    archive = tree.with_suffix(".tar")
+    run(["tar", "-C", str(tree), "--owner=0", "--group=0", "-cf", str(archive), "."])
+    return archive
+
+
 def pack_layer(tree: Path, image: Path) -> LayerFile:
     """An uncompressed EROFS image of `tree`, padded as pools keep them."""
     run(["mkfs.erofs", "--quiet", "--all-root", "-Enoinline_data", str(image), str(tree)])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import cast
@@ -19,6 +21,7 @@ from triarch.model.state import State
 from triarch.model.stream import RunRequest
 from triarch.model.template import Init, TemplateRef
 from triarch.testing.daemon_rig import DaemonRig
+from triarch.testing.leaks import leaks
 
 SIGKILLED = -9
 
@@ -104,6 +107,23 @@ class CrashRig(DaemonRig):
         """Whether the daemon killed itself at its failpoint."""
         assert self._process is not None
         return self._process.wait(patience_seconds) == SIGKILLED
+
+
+@contextmanager
+def real_daemon(root: Path) -> Iterator[CrashRig]:
+    """A daemon with this host's own architectures. At the end all is brought down, and nothing may be left."""
+    rig = CrashRig(root, fake=False)
+    rig.root.mkdir()
+    rig.start()
+    try:
+        yield rig
+    finally:
+        rig.restart()
+        with rig.client() as client:
+            client.finish(client.down())
+            client.wait_closed()
+        rig.stop()
+    assert leaks(rig.instance) == ()
 
 
 def request(walk: Walk, name: str, command: tuple[str, ...], *, start: bool) -> CreateMachine:

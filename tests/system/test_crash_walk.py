@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from container_rig import busybox_tree, skip_without_busybox
-from crash_rig import CrashRig, Point, Walk, act, arrange, check_consistent, points, request, settled
+from container_rig import archive_of, busybox_tree, skip_without_busybox
+from crash_rig import CrashRig, Point, Walk, act, arrange, check_consistent, points, real_daemon, request, settled
 
 from triarch.client import Client
 from triarch.model.instance import Instance
@@ -34,28 +32,12 @@ POINTS = points(switch=True)
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashRig]:
     skip_without_busybox()
     directory = tmp_path_factory.mktemp("crash")
-    rig = CrashRig(directory / "root", fake=False)
-    rig.root.mkdir()
-    rig.start()
-    with rig.client() as client:
-        client.finish(client.import_template("tiny", busybox_archive(directory)))
-        client.finish(client.create(request(WALK, "bystander", WALK.sleep, start=True)))
-    try:
-        yield rig
-    finally:
-        rig.restart()
-        with rig.client() as client:
-            client.finish(client.down())
-            client.wait_closed()
-        rig.stop()
-    assert leaks(rig.instance) == ()
-
-
-def busybox_archive(directory: Path) -> Path:
     busybox_tree(directory / "tree")
-    archive = directory / "tree.tar"
-    subprocess.run(["tar", "-C", directory / "tree", "-cf", archive, "."], check=True)
-    return archive
+    with real_daemon(directory / "root") as rig:
+        with rig.client() as client:
+            client.finish(client.import_template("tiny", archive_of(directory / "tree")))
+            client.finish(client.create(request(WALK, "bystander", WALK.sleep, start=True)))
+        yield rig
 
 
 def namespace(client: Client) -> bytes:

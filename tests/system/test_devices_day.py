@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from container_rig import archive_of
 from qemu_rig import make_tree
 from site_rig import Site
 
@@ -25,9 +26,8 @@ pytestmark = pytest.mark.slow
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     root = tmp_path_factory.mktemp("devices")
     make_tree(root / "tree")
-    subprocess.run(["tar", "-C", root / "tree", "-cf", root / "tree.tar", "."], check=True)
     site = Site(root / "root")
-    site.run("template", "import", "tiny", str(root / "tree.tar"))
+    site.run("template", "import", "tiny", str(archive_of(root / "tree")))
     yield site
     site.run("down")
     shutil.rmtree(site.instance.run_dir, ignore_errors=True)

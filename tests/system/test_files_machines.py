@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from container_rig import busybox_tree, skip_without_busybox
+from container_rig import archive_of, busybox_tree, skip_without_busybox
 from files_rig import names_in
 from site_rig import Site
 
@@ -37,9 +37,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     skip_without_busybox()
     root = tmp_path_factory.mktemp("files")
     busybox_tree(root / "tree")
-    subprocess.run(["tar", "-C", root / "tree", "-cf", root / "tree.tar", "."], check=True)
     site = Site(root / "root")
-    site.run("template", "import", "tiny", str(root / "tree.tar"))
+    site.run("template", "import", "tiny", str(archive_of(root / "tree")))
     # A guest whose processor is emulated takes a second for two megabytes.
     for name, architecture, disk in (("box", "container", "128M"), ("vm", "hosted", "64M")):
         site.run("launch", "tiny", name, "--as", architecture, "--network", "none", "--disk", disk, *IDLE)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from container_rig import busybox_tree, skip_without_busybox
-from crash_rig import CrashRig, Point, settled
+from container_rig import archive_of, busybox_tree, skip_without_busybox
+from crash_rig import CrashRig, Point, real_daemon, settled
 
 from triarch.client import Client
 from triarch.errors import Error, MachineFailed
 from triarch.model.machine import CreateMachine
 from triarch.model.policy import FirstBoot, FirstFile, FirstUser
 from triarch.model.settings import Settings
-from triarch.testing.leaks import leaks
 
 KEY = "ssh-ed25519 AAAAC3Nza joe@example"
 # What the seed held when the machine started, as a cloud-init that can do nothing else shows it.
@@ -42,30 +40,18 @@ def archive(directory: Path, *, cloud_init: bool) -> Path:
         (tree / "usr/bin").mkdir(parents=True)
         (tree / "usr/bin/cloud-init").write_text(CLOUD_INIT)
         (tree / "usr/bin/cloud-init").chmod(0o755)
-    packed = directory / f"tree-{cloud_init}.tar"
-    subprocess.run(["tar", "-C", tree, "--owner=0", "--group=0", "-cf", packed, "."], check=True)
-    return packed
+    return archive_of(tree)
 
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashRig]:
     skip_without_busybox()
     directory = tmp_path_factory.mktemp("first")
-    rig = CrashRig(directory / "root", fake=False)
-    rig.root.mkdir()
-    rig.start()
-    with rig.client() as client:
-        for name, cloud_init in (("plain", False), ("cloudy", True)):
-            client.finish(client.import_template(name, archive(directory, cloud_init=cloud_init)))
-    try:
-        yield rig
-    finally:
-        rig.restart()
+    with real_daemon(directory / "root") as rig:
         with rig.client() as client:
-            client.finish(client.down())
-            client.wait_closed()
-        rig.stop()
-    assert leaks(rig.instance) == ()
+            for name, cloud_init in (("plain", False), ("cloudy", True)):
+                client.finish(client.import_template(name, archive(directory, cloud_init=cloud_init)))
+        yield rig
 
 
 @pytest.fixture

@@ -3,43 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import time
 from collections.abc import Iterator
 
 import pytest
-from container_rig import busybox_tree, skip_without_busybox
-from crash_rig import CrashRig, Point, settled
+from container_rig import archive_of, busybox_tree, skip_without_busybox
+from crash_rig import CrashRig, Point, real_daemon, settled
 
 from triarch.client import Client
 from triarch.errors import Error, Exhausted
 from triarch.model.machine import CreateMachine, SetMachine
 from triarch.model.settings import Profile, SetProfile, Settings
-from triarch.testing.leaks import leaks
 
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashRig]:
     skip_without_busybox()
     directory = tmp_path_factory.mktemp("set")
-    rig = CrashRig(directory / "root", fake=False)
-    rig.root.mkdir()
-    rig.start()
     busybox_tree(directory / "tree")
     (directory / "tree/bin/df").symlink_to("busybox")
-    packed = directory / "tree.tar"
-    subprocess.run(["tar", "-C", directory / "tree", "--owner=0", "--group=0", "-cf", packed, "."], check=True)
-    with rig.client() as client:
-        client.finish(client.import_template("tiny", packed))
-    try:
-        yield rig
-    finally:
-        rig.restart()
+    with real_daemon(directory / "root") as rig:
         with rig.client() as client:
-            client.finish(client.down())
-            client.wait_closed()
-        rig.stop()
-    assert leaks(rig.instance) == ()
+            client.finish(client.import_template("tiny", archive_of(directory / "tree")))
+        yield rig
 
 
 @pytest.fixture

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from container_rig import busybox_tree, skip_without_busybox
-from crash_rig import CrashRig
+from container_rig import archive_of, busybox_tree, skip_without_busybox
+from crash_rig import CrashRig, real_daemon
 
 from triarch.errors import DaemonUnavailable
-from triarch.testing.leaks import leaks
 
 SLEEP = "trap 'exit 0' TERM; while :; do sleep 1000 & wait $!; done"
 STATUS = "Package: demo\nStatus: install ok installed\nArchitecture: all\nVersion: {}\n"
@@ -28,21 +26,10 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashRig]:
     (tree / "var/lib/dpkg/status").write_text(STATUS.format("1.0"))
     (tree / "var/lib/dpkg/info/demo.list").write_text("/.\n/etc\n/etc/demo\n")
     (tree / "etc/demo").write_text("1.0")
-    subprocess.run(["tar", "-C", tree, "-cf", directory / "tree.tar", "."], check=True)
-    rig = CrashRig(directory / "root", fake=False)
-    rig.root.mkdir()
-    rig.start()
-    out(rig, "template", "import", "tiny", str(directory / "tree.tar"))
-    out(rig, "launch", "tiny", "web", "--as", "container", "--network", "none", "--", "sh", "-c", SLEEP)
-    try:
+    with real_daemon(directory / "root") as rig:
+        out(rig, "template", "import", "tiny", str(archive_of(tree)))
+        out(rig, "launch", "tiny", "web", "--as", "container", "--network", "none", "--", "sh", "-c", SLEEP)
         yield rig
-    finally:
-        rig.restart()
-        with rig.client() as client:
-            client.finish(client.down())
-            client.wait_closed()
-        rig.stop()
-    assert leaks(rig.instance) == ()
 
 
 def out(rig: CrashRig, *words: str) -> str:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from container_rig import busybox_tree, skip_without_busybox
-from crash_rig import CrashRig
+from container_rig import archive_of, busybox_tree, skip_without_busybox
+from crash_rig import CrashRig, real_daemon
 
 from triarch.client import Client
 from triarch.errors import Error
@@ -19,7 +18,6 @@ from triarch.model.policy import Health, HealthCheck, Probe, RestartPolicy
 from triarch.model.settings import Settings
 from triarch.model.state import State
 from triarch.model.template import Init
-from triarch.testing.leaks import leaks
 
 ARCHITECTURES = pytest.mark.parametrize("architecture", ["container", "hosted"])
 PATIENCE_SECONDS = 120.0
@@ -34,22 +32,10 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashRig]:
     for applet in ("httpd", "reboot"):
         (tree / "bin" / applet).unlink(missing_ok=True)
         (tree / "bin" / applet).symlink_to("busybox")
-    archive = directory / "tree.tar"
-    subprocess.run(["tar", "-C", tree, "--owner=0", "--group=0", "-cf", archive, "."], check=True)
-    rig = CrashRig(directory / "root", fake=False)
-    rig.root.mkdir()
-    rig.start()
-    with rig.client() as client:
-        client.finish(client.import_template("busy", archive))
-    try:
-        yield rig
-    finally:
-        rig.restart()
+    with real_daemon(directory / "root") as rig:
         with rig.client() as client:
-            client.finish(client.down())
-            client.wait_closed()
-        rig.stop()
-    assert leaks(rig.instance) == ()
+            client.finish(client.import_template("busy", archive_of(tree)))
+        yield rig
 
 
 @pytest.fixture
