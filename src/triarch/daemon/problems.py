@@ -41,6 +41,16 @@ class PreconditionFailed(Stale):
     status = 412
 
 
+def check_etag(kind: str, name: str, etag: str, if_match: str | None, hint: str) -> None:
+    """Raise 412 when an object is not what the caller saw (RFC 9110, 13.1.1)."""
+    if if_match is None or if_match.strip() == "*":
+        return
+    if f'"{etag}"' not in (tag.strip() for tag in if_match.split(",")):
+        raise PreconditionFailed(
+            f"{kind} '{name}' changed since it was read: its ETag is \"{etag}\"", hint=hint, **{kind: name}
+        )
+
+
 def problems(*statuses: int) -> dict[int, ResponseSpec]:
     """The OpenAPI of a route's refusals: those it names, and those that any route can give."""
     return {

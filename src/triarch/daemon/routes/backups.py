@@ -17,7 +17,7 @@ from litestar.response import Stream
 
 from triarch.daemon.problems import problems
 from triarch.daemon.routes.machines import Name
-from triarch.daemon.routes.operations import LOCATION, accepted
+from triarch.daemon.routes.operations import accepted, change
 from triarch.engine.engine import Engine
 from triarch.errors import Invalid
 from triarch.model.operation import Operation
@@ -34,27 +34,13 @@ Range = Annotated[
 ]
 
 
-@post(
-    "/machines/{name:str}/copy",
-    operation_id="copy_machine",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(*CHANGE_PROBLEMS),
-    response_headers=LOCATION,
-)
+@change(post, "/machines/{name:str}/copy", "copy_machine", TAGS, *CHANGE_PROBLEMS)
 async def copy_machine(engine: Engine, name: Name, data: CopyMachine) -> Response[Operation]:
     """Make a new machine like this one, or like its snapshot, with an identity of its own."""
     return accepted(await engine.backups.copy(name, data))
 
 
-@post(
-    "/machines/{name:str}/export",
-    operation_id="export_machine",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(*CHANGE_PROBLEMS),
-    response_headers=LOCATION,
-)
+@change(post, "/machines/{name:str}/export", "export_machine", TAGS, *CHANGE_PROBLEMS)
 async def export_machine(engine: Engine, name: Name, data: ExportMachine) -> Response[Operation]:
     """Write a backup of a machine; the operation's result is its id."""
     return accepted(await engine.backups.export(name, data))
@@ -169,14 +155,7 @@ async def _pieces(path: Path, start: int) -> AsyncIterator[bytes]:
             yield piece
 
 
-@post(
-    "/backups/{backup:str}/import",
-    operation_id="import_machine",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(403, *CHANGE_PROBLEMS),
-    response_headers=LOCATION,
-)
+@change(post, "/backups/{backup:str}/import", "import_machine", TAGS, 403, *CHANGE_PROBLEMS)
 async def import_machine(engine: Engine, backup: Id, data: ImportMachine) -> Response[Operation]:
     """Make the machine of a backup that was uploaded whole; the operation's result is its name."""
     return accepted(await engine.backups.import_(backup, data))

@@ -9,7 +9,7 @@ from litestar.params import Parameter
 
 from triarch.daemon.problems import problems
 from triarch.daemon.routes.machines import Name
-from triarch.daemon.routes.operations import LOCATION, accepted
+from triarch.daemon.routes.operations import accepted, change
 from triarch.engine.engine import Engine
 from triarch.model.device import DEVICE_NAME_PATTERN, AddDevice, DeviceView, HardwareInfo
 from triarch.model.operation import Operation
@@ -26,27 +26,13 @@ def list_devices(engine: Engine, name: Name) -> tuple[DeviceView, ...]:
     return engine.devices.list(name)
 
 
-@post(
-    PATH,
-    operation_id="add_device",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(*CHANGE_PROBLEMS),
-    response_headers=LOCATION,
-)
+@change(post, PATH, "add_device", TAGS, *CHANGE_PROBLEMS)
 async def add_device(engine: Engine, name: Name, data: AddDevice) -> Response[Operation]:
     """Plug in a device, at once where the machine runs."""
     return accepted(await engine.devices.add(name, data))
 
 
-@delete(
-    f"{PATH}/{{device:str}}",
-    operation_id="remove_device",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(404, 409, 422, 503),
-    response_headers=LOCATION,
-)
+@change(delete, f"{PATH}/{{device:str}}", "remove_device", TAGS, 404, 409, 422, 503)
 async def remove_device(engine: Engine, name: Name, device: Device, purge: bool = False) -> Response[Operation]:
     """Unplug a device. A volume keeps its data unless `purge` removes it."""
     return accepted(await engine.devices.remove(name, device, purge=purge))

@@ -12,8 +12,8 @@ from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
 from litestar.response import Stream
 
-from triarch.daemon.problems import PreconditionFailed, problems
-from triarch.daemon.routes.operations import LOCATION, accepted
+from triarch.daemon.problems import check_etag, problems
+from triarch.daemon.routes.operations import accepted, change
 from triarch.engine.engine import Engine
 from triarch.engine.logs import Beginning
 from triarch.model.driver import Usage
@@ -41,27 +41,13 @@ CHECKED = {204: ResponseSpec(data_container=None, description="The switch would 
 
 def _change(verb: str, responses: Mapping[int, ResponseSpec] | None = None) -> post:
     """The route of a verb on one machine, which answers 202 and an operation; `responses` are what else it answers."""
-    return post(
-        f"/machines/{{name:str}}/{verb}",
-        operation_id=f"{verb}_machine",
-        tags=TAGS,
-        status_code=202,
-        responses={**problems(*CHANGE_PROBLEMS), **(responses or {})},
-        response_headers=LOCATION,
-    )
+    return change(post, f"/machines/{{name:str}}/{verb}", f"{verb}_machine", TAGS, *CHANGE_PROBLEMS, also=responses)
 
 
 def check_fresh(engine: Engine, name: str, if_match: str | None) -> None:
-    """Raise 412 when the machine is not what the caller saw (RFC 9110, 13.1.1)."""
+    """Raise 412 when the machine is not what the caller saw."""
     view = engine.machine(check_machine_name(name))
-    if if_match is None or if_match.strip() == "*":
-        return
-    if f'"{view.etag}"' not in (tag.strip() for tag in if_match.split(",")):
-        raise PreconditionFailed(
-            f"machine '{name}' changed since it was read: its ETag is \"{view.etag}\"",
-            hint=f"triarch info {name}",
-            machine=name,
-        )
+    check_etag("machine", name, view.etag, if_match, f"triarch info {name}")
 
 
 @get("/machines", operation_id="list_machines", tags=TAGS, responses=problems(), sync_to_thread=False)
@@ -70,14 +56,7 @@ def list_machines(engine: Engine) -> tuple[MachineView, ...]:
     return engine.machines()
 
 
-@post(
-    "/machines",
-    operation_id="create_machine",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(404, 409, 413, 422, 503, 507),
-    response_headers=LOCATION,
-)
+@change(post, "/machines", "create_machine", TAGS, 404, 409, 413, 422, 503, 507)
 async def create_machine(engine: Engine, data: CreateMachine) -> Response[Operation]:
     """Create a machine, and start it with `start`."""
     return accepted(await engine.create(data))
@@ -97,14 +76,7 @@ def get_machine(engine: Engine, name: Name) -> Response[MachineView]:
     return Response(view, headers={"ETag": f'"{view.etag}"'})
 
 
-@delete(
-    "/machines/{name:str}",
-    operation_id="delete_machine",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(403, *CHANGE_PROBLEMS),
-    response_headers=LOCATION,
-)
+@change(delete, "/machines/{name:str}", "delete_machine", TAGS, 403, *CHANGE_PROBLEMS)
 async def delete_machine(
     engine: Engine, name: Name, if_match: IfMatch = None, force: bool = False
 ) -> Response[Operation]:

@@ -8,7 +8,7 @@ from litestar import Response, delete, get, post
 from litestar.params import Parameter
 
 from triarch.daemon.problems import problems
-from triarch.daemon.routes.operations import LOCATION, accepted
+from triarch.daemon.routes.operations import accepted, change
 from triarch.engine.engine import Engine
 from triarch.model.names import MACHINE_NAME_PATTERN, check_network_name
 from triarch.model.network import AddAclRule, CreateNetwork, EditNetwork, NetworkView
@@ -26,14 +26,7 @@ def list_networks(engine: Engine) -> tuple[NetworkView, ...]:
     return engine.networks.list()
 
 
-@post(
-    "/networks",
-    operation_id="create_network",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(*CHANGE_PROBLEMS, 507),
-    response_headers=LOCATION,
-)
+@change(post, "/networks", "create_network", TAGS, *CHANGE_PROBLEMS, 507)
 async def create_network(engine: Engine, data: CreateNetwork) -> Response[Operation]:
     """Make a network. Ranges that are not given are chosen free of the host's own."""
     return accepted(await engine.networks.create(data))
@@ -45,53 +38,25 @@ def get_network(engine: Engine, name: Name) -> NetworkView:
     return engine.networks.get(check_network_name(name))
 
 
-@post(
-    "/networks/{name:str}/edit",
-    operation_id="edit_network",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(*CHANGE_PROBLEMS),
-    response_headers=LOCATION,
-)
+@change(post, "/networks/{name:str}/edit", "edit_network", TAGS, *CHANGE_PROBLEMS)
 async def edit_network(engine: Engine, name: Name, data: EditNetwork) -> Response[Operation]:
     """Change what is given; machines that run are held to it at once."""
     return accepted(await engine.networks.edit(check_network_name(name), data))
 
 
-@delete(
-    "/networks/{name:str}",
-    operation_id="delete_network",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(404, 409),
-    response_headers=LOCATION,
-)
+@change(delete, "/networks/{name:str}", "delete_network", TAGS, 404, 409)
 async def delete_network(engine: Engine, name: Name) -> Response[Operation]:
     """Delete a network that no machine is on."""
     return accepted(await engine.networks.delete(check_network_name(name)))
 
 
-@post(
-    "/networks/{name:str}/acl",
-    operation_id="add_acl_rule",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(*CHANGE_PROBLEMS),
-    response_headers=LOCATION,
-)
+@change(post, "/networks/{name:str}/acl", "add_acl_rule", TAGS, *CHANGE_PROBLEMS)
 async def add_acl_rule(engine: Engine, name: Name, data: AddAclRule) -> Response[Operation]:
     """Add a rule to a network's access list, at the end or at a position."""
     return accepted(await engine.networks.add_rule(check_network_name(name), data))
 
 
-@delete(
-    "/networks/{name:str}/acl/{position:int}",
-    operation_id="remove_acl_rule",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(404, 409, 422, 503),
-    response_headers=LOCATION,
-)
+@change(delete, "/networks/{name:str}/acl/{position:int}", "remove_acl_rule", TAGS, 404, 409, 422, 503)
 async def remove_acl_rule(engine: Engine, name: Name, position: Position) -> Response[Operation]:
     """Remove one rule of a network's access list."""
     return accepted(await engine.networks.remove_rule(check_network_name(name), position))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, TypeVar
 
 from litestar import Response, delete, get
 from litestar.datastructures import ResponseHeader
+from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
 
 from triarch.daemon.problems import problems
@@ -22,7 +24,31 @@ WaitSeconds = Annotated[
 ]
 
 
+T = TypeVar("T")
+
 LOCATION = (ResponseHeader(name="Location", description="The operation's address", documentation_only=True),)
+
+
+def change(
+    method: Callable[..., T],
+    path: str,
+    operation_id: str,
+    tags: Sequence[str],
+    *refusals: int,
+    also: Mapping[int, ResponseSpec] | None = None,
+) -> T:
+    """The route of a change, which answers 202 and an operation: `method` is Litestar's `post`, `put` or `delete`.
+
+    `refusals` are the statuses of its problems, `also` what else it answers.
+    """
+    return method(
+        path,
+        operation_id=operation_id,
+        tags=list(tags),
+        status_code=202,
+        responses={**problems(*refusals), **(also or {})},
+        response_headers=LOCATION,
+    )
 
 
 def accepted(operation: Operation) -> Response[Operation]:
@@ -44,14 +70,7 @@ async def get_operation(engine: Engine, operation_id: str, wait_seconds: WaitSec
     return engine.operation(operation_id)
 
 
-@delete(
-    "/operations/{operation_id:str}",
-    operation_id="cancel_operation",
-    tags=["operations"],
-    status_code=202,
-    responses=problems(404, 409),
-    response_headers=LOCATION,
-)
+@change(delete, "/operations/{operation_id:str}", "cancel_operation", ["operations"], 404, 409)
 async def cancel_operation(engine: Engine, operation_id: str) -> Response[Operation]:
     """Ask it to stop and undo; it has ended when its status says so."""
     return accepted(engine.cancel(operation_id))

@@ -9,9 +9,9 @@ from litestar.datastructures import ResponseHeader
 from litestar.openapi import ResponseSpec
 from litestar.params import Parameter
 
-from triarch.daemon.problems import PreconditionFailed, problems
+from triarch.daemon.problems import check_etag, problems
 from triarch.daemon.routes.machines import IfMatch, Name, check_fresh
-from triarch.daemon.routes.operations import LOCATION, accepted
+from triarch.daemon.routes.operations import accepted, change
 from triarch.engine.engine import Engine
 from triarch.model.machine import SetMachine, SettingChange
 from triarch.model.names import MACHINE_NAME_PATTERN
@@ -31,14 +31,7 @@ ProfileName = Annotated[
 ]
 
 
-@post(
-    "/machines/{name:str}/set",
-    operation_id="set_machine",
-    tags=["machines"],
-    status_code=202,
-    responses={**problems(*CHANGE_PROBLEMS), **CHECKED},
-    response_headers=LOCATION,
-)
+@change(post, "/machines/{name:str}/set", "set_machine", ["machines"], *CHANGE_PROBLEMS, also=CHECKED)
 async def set_machine(
     engine: Engine, name: Name, data: SetMachine, if_match: IfMatch = None
 ) -> Response[Operation] | Response[tuple[SettingChange, ...]]:
@@ -54,14 +47,7 @@ def list_profiles(engine: Engine) -> tuple[ProfileView, ...]:
     return engine.profiles.all()
 
 
-@post(
-    "/profiles",
-    operation_id="create_profile",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(409, 413),
-    response_headers=LOCATION,
-)
+@change(post, "/profiles", "create_profile", TAGS, 409, 413)
 async def create_profile(engine: Engine, data: Profile) -> Response[Operation]:
     """Make a profile."""
     return accepted(await engine.profiles.create(data))
@@ -81,14 +67,7 @@ def get_profile(engine: Engine, name: ProfileName) -> Response[ProfileView]:
     return Response(view, headers={"ETag": f'"{view.etag}"'})
 
 
-@put(
-    "/profiles/{name:str}",
-    operation_id="replace_profile",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(*CHANGE_PROBLEMS),
-    response_headers=LOCATION,
-)
+@change(put, "/profiles/{name:str}", "replace_profile", TAGS, *CHANGE_PROBLEMS)
 async def replace_profile(
     engine: Engine, name: ProfileName, data: Profile, if_match: IfMatch = None
 ) -> Response[Operation]:
@@ -97,14 +76,7 @@ async def replace_profile(
     return accepted(await engine.profiles.replace(name, data))
 
 
-@post(
-    "/profiles/{name:str}/set",
-    operation_id="set_profile",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(*CHANGE_PROBLEMS),
-    response_headers=LOCATION,
-)
+@change(post, "/profiles/{name:str}/set", "set_profile", TAGS, *CHANGE_PROBLEMS)
 async def set_profile(
     engine: Engine, name: ProfileName, data: SetProfile, if_match: IfMatch = None
 ) -> Response[Operation]:
@@ -113,14 +85,7 @@ async def set_profile(
     return accepted(await engine.profiles.set(name, data))
 
 
-@delete(
-    "/profiles/{name:str}",
-    operation_id="delete_profile",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(404, 409, 412),
-    response_headers=LOCATION,
-)
+@change(delete, "/profiles/{name:str}", "delete_profile", TAGS, 404, 409, 412)
 async def delete_profile(engine: Engine, name: ProfileName, if_match: IfMatch = None) -> Response[Operation]:
     """Delete a profile that no machine has."""
     _check_fresh_profile(engine, name, if_match)
@@ -128,15 +93,7 @@ async def delete_profile(engine: Engine, name: ProfileName, if_match: IfMatch = 
 
 
 def _check_fresh_profile(engine: Engine, name: str, if_match: str | None) -> None:
-    etag = engine.profiles.get(name).etag
-    if if_match is None or if_match.strip() == "*":
-        return
-    if f'"{etag}"' not in (tag.strip() for tag in if_match.split(",")):
-        raise PreconditionFailed(
-            f"profile '{name}' changed since it was read: its ETag is \"{etag}\"",
-            hint=f"triarch profile show {name}",
-            profile=name,
-        )
+    check_etag("profile", name, engine.profiles.get(name).etag, if_match, f"triarch profile show {name}")
 
 
 HANDLERS = (

@@ -8,7 +8,7 @@ from litestar import Response, get, post
 
 import triarch
 from triarch.daemon.problems import problems
-from triarch.daemon.routes.operations import LOCATION, accepted
+from triarch.daemon.routes.operations import accepted, change
 from triarch.engine.engine import Engine
 from triarch.model.driver import Architecture
 from triarch.model.operation import Operation
@@ -35,14 +35,7 @@ async def doctor(engine: Engine) -> tuple[Check, ...]:
     return await engine.doctor()
 
 
-@post(
-    "/down",
-    operation_id="down",
-    tags=["server"],
-    status_code=202,
-    responses=problems(409),
-    response_headers=LOCATION,
-)
+@change(post, "/down", "down", ["server"], 409)
 async def down(engine: Engine, until_boot: bool = False) -> Response[Operation]:
     """Stop every machine, clear the host, end the daemon; with `until_boot` they start again at the host's boot."""
     return accepted(await engine.down(until_boot=until_boot))

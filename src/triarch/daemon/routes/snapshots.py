@@ -10,7 +10,7 @@ from litestar.params import Parameter
 
 from triarch.daemon.problems import problems
 from triarch.daemon.routes.machines import Name
-from triarch.daemon.routes.operations import LOCATION, accepted
+from triarch.daemon.routes.operations import accepted, change
 from triarch.engine.engine import Engine
 from triarch.model.difference import Difference
 from triarch.model.operation import Operation
@@ -40,40 +40,19 @@ def get_snapshot(engine: Engine, name: Name, snapshot: SnapshotName) -> Snapshot
     return engine.snapshots.get(name, snapshot)
 
 
-@post(
-    PATH,
-    operation_id="create_snapshot",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(*CHANGE_PROBLEMS),
-    response_headers=LOCATION,
-)
+@change(post, PATH, "create_snapshot", TAGS, *CHANGE_PROBLEMS)
 async def create_snapshot(engine: Engine, name: Name, data: CreateSnapshot) -> Response[Operation]:
     """Take a snapshot; the operation's result is its name. A running machine stands still for a moment."""
     return accepted(await engine.snapshots.create(name, data))
 
 
-@delete(
-    f"{PATH}/{{snapshot:str}}",
-    operation_id="delete_snapshot",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(404, 409),
-    response_headers=LOCATION,
-)
+@change(delete, f"{PATH}/{{snapshot:str}}", "delete_snapshot", TAGS, 404, 409)
 async def delete_snapshot(engine: Engine, name: Name, snapshot: SnapshotName) -> Response[Operation]:
     """Delete a snapshot."""
     return accepted(await engine.snapshots.delete(name, snapshot))
 
 
-@post(
-    f"{PATH}/{{snapshot:str}}/rename",
-    operation_id="rename_snapshot",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(404, 409, 413),
-    response_headers=LOCATION,
-)
+@change(post, f"{PATH}/{{snapshot:str}}/rename", "rename_snapshot", TAGS, 404, 409, 413)
 async def rename_snapshot(
     engine: Engine, name: Name, snapshot: SnapshotName, data: RenameSnapshot
 ) -> Response[Operation]:
@@ -81,14 +60,7 @@ async def rename_snapshot(
     return accepted(await engine.snapshots.rename(name, snapshot, data.name))
 
 
-@post(
-    "/machines/{name:str}/restore",
-    operation_id="restore_machine",
-    tags=TAGS,
-    status_code=202,
-    responses={**problems(403, *CHANGE_PROBLEMS), **CHECKED},
-    response_headers=LOCATION,
-)
+@change(post, "/machines/{name:str}/restore", "restore_machine", TAGS, 403, *CHANGE_PROBLEMS, also=CHECKED)
 async def restore_machine(engine: Engine, name: Name, data: RestoreSnapshot) -> Response[Operation] | Response[None]:
     """Bring a machine back to a snapshot. With `check` nothing is done: 204 says that it would be possible."""
     operation = await engine.snapshots.restore(name, data)

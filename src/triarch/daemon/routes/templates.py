@@ -16,7 +16,7 @@ from litestar.openapi.spec import Operation as OpenAPIOperation
 from litestar.params import Parameter
 
 from triarch.daemon.problems import problems
-from triarch.daemon.routes.operations import LOCATION, accepted
+from triarch.daemon.routes.operations import LOCATION, accepted, change
 from triarch.engine.engine import Engine
 from triarch.errors import Exhausted, Invalid
 from triarch.model.names import TEMPLATE_NAME_PATTERN, check_template_name
@@ -42,27 +42,13 @@ def get_template(engine: Engine, name: Ref) -> Template:
     return engine.template(name)
 
 
-@delete(
-    "/templates/{name:str}",
-    operation_id="delete_template",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(404, 409),
-    response_headers=LOCATION,
-)
+@change(delete, "/templates/{name:str}", "delete_template", TAGS, 404, 409)
 async def delete_template(engine: Engine, name: Ref) -> Response[Operation]:
     """Delete one level, or with a bare name all levels, of a template that no machine stands on."""
     return accepted(await engine.delete_template(name))
 
 
-@post(
-    "/templates",
-    operation_id="build_template",
-    tags=TAGS,
-    status_code=202,
-    responses=problems(409, 413, 503, 507),
-    response_headers=LOCATION,
-)
+@change(post, "/templates", "build_template", TAGS, 409, 413, 503, 507)
 async def build_template(engine: Engine, data: BuildTemplate) -> Response[Operation]:
     """Build a Debian tree."""
     return accepted(await engine.build_template(data))
