@@ -13,8 +13,12 @@ from triarch.testing.leaks import leaks
 
 
 def pytest_configure() -> None:
-    """A run that is told to end (a time limit) tidies up as after Ctrl-C: its machines would outlive it."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """A run that is told to end (a time limit) tidies up as after Ctrl-C: its machines would outlive it.
+
+    Nor does one in the background hand on that it ignores Ctrl-C, which tests send to what they start.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
