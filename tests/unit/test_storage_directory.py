@@ -104,7 +104,7 @@ def test_second_verification_does_not_read_the_layer(
     def refuse(path: Path) -> str:
         raise AssertionError("read again")
 
-    monkeypatch.setattr(directory, "_sha256", refuse)
+    monkeypatch.setattr(directory, "sha256_of", refuse)
     assert DirectoryPool("again", pool.root).verify_layer(layer).name == f"{layer.digest}.erofs"
 
 

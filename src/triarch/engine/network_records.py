@@ -6,13 +6,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-import msgspec
-
-from triarch.engine.records import MachineRecords, decode_entry
-from triarch.errors import Busy, Exhausted, NotFound
+from triarch.engine.records import MachineRecords, NamedRecords
+from triarch.errors import Busy, Exhausted
 from triarch.model.device import NicDevice
 from triarch.model.machine import Machine
-from triarch.model.nearest import did_you_mean, nearest
 from triarch.model.network import DEFAULT_NETWORK, Network, NetworkKind, Nic
 from triarch.store.base import Store
 
@@ -24,39 +21,25 @@ SUBNET_KEY = "network/nat"
 MAX_NETWORKS = 999
 
 
-class NetworkRecords:
-    """Networks by name. One key `networks/NAME` each; the built-in one is stored when it is first needed."""
+class NetworkRecords(NamedRecords[Network]):
+    """Networks; the built-in one is stored when it is first needed."""
+
+    noun = "network"
+    kind = Network
 
     def __init__(self, store: Store, host: HostNetworks) -> None:
-        self._store = store
+        super().__init__(store)
         self._host = host
-        self._by_name: dict[str, Network] = {}
         # Those that are being made: their indexes and names are taken.
         self.reserved: dict[str, Network] = {}
         # Those that are being deleted: nobody gets on them any more.
         self.leaving: set[str] = set()
 
     async def load(self) -> None:
-        for entry in await self._store.list("networks/"):
-            network = decode_entry(entry, Network)
-            self._by_name[network.name] = network
+        await super().load()
         former = await self._store.get(SUBNET_KEY)
         if former is not None and DEFAULT_NETWORK not in self._by_name:
             await self.put(self._built_in(former.value.decode()))
-
-    def all(self) -> tuple[Network, ...]:
-        return tuple(self._by_name[name] for name in sorted(self._by_name))
-
-    def find(self, name: str) -> Network | None:
-        return self._by_name.get(name)
-
-    def get(self, name: str) -> Network:
-        """Raises `NotFound` with the nearest name there is."""
-        network = self._by_name.get(name)
-        if network is None:
-            meant = did_you_mean(nearest(name, self._by_name))
-            raise NotFound(f"there is no network '{name}'{meant}", hint="triarch network list", network=name)
-        return network
 
     async def need(self, name: str) -> Network:
         """As `get`; the built-in network is made up at the first call, on ranges that the host does not use.
@@ -80,15 +63,6 @@ class NetworkRecords:
             description="made by itself",
             created_at=datetime.now(UTC),
         )
-
-    async def put(self, network: Network) -> None:
-        await self._store.put(f"networks/{network.name}", msgspec.json.encode(network))
-        self._by_name[network.name] = network
-
-    async def remove(self, name: str) -> None:
-        """Absent is success."""
-        await self._store.delete(f"networks/{name}")
-        self._by_name.pop(name, None)
 
     def free_index(self) -> int:
         used = {network.index for network in (*self._by_name.values(), *self.reserved.values())}

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar, cast
 
 import msgspec
 
 from triarch.errors import Damaged, Exists, NotFound, Stale
 from triarch.model.machine import Machine
 from triarch.model.nearest import did_you_mean, nearest
+from triarch.model.network import Network
 from triarch.model.settings import Profile, Settings
 from triarch.model.template import Template, parse_template_name
 from triarch.store.base import Compare, Delete, Entry, Put, Store
 
 T = TypeVar("T", bound=msgspec.Struct)
+N = TypeVar("N", Profile, Network)
 
 
 def decode_entry(entry: Entry, kind: type[T]) -> T:
@@ -167,38 +169,55 @@ class TemplateRecords:
             self._by_ref.pop(template.ref, None)
 
 
-class ProfileRecords:
-    """Profiles by name. One key `profiles/NAME` each."""
+class NamedRecords(Generic[N]):
+    """Records by name. One key `NOUNs/NAME` each."""
+
+    noun: ClassVar[str]
+    kind: ClassVar[type[Profile] | type[Network]]
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._by_name: dict[str, Profile] = {}
+        self._by_name: dict[str, N] = {}
 
     async def load(self) -> None:
-        for entry in await self._store.list("profiles/"):
-            profile = decode_entry(entry, Profile)
-            self._by_name[profile.name] = profile
+        for entry in await self._store.list(self._key("")):
+            record = cast(N, decode_entry(entry, self.kind))
+            self._by_name[record.name] = record
 
-    def all(self) -> tuple[Profile, ...]:
+    def all(self) -> tuple[N, ...]:
         return tuple(self._by_name[name] for name in sorted(self._by_name))
 
-    def get(self, name: str) -> Profile:
+    def find(self, name: str) -> N | None:
+        return self._by_name.get(name)
+
+    def get(self, name: str) -> N:
         """Raises `NotFound` with the nearest name there is."""
-        profile = self._by_name.get(name)
-        if profile is None:
+        record = self._by_name.get(name)
+        if record is None:
             meant = did_you_mean(nearest(name, self._by_name))
-            raise NotFound(f"there is no profile '{name}'{meant}", hint="triarch profile list", profile=name)
-        return profile
+            hint = f"triarch {self.noun} list"
+            raise NotFound(f"there is no {self.noun} '{name}'{meant}", hint=hint, **{self.noun: name})
+        return record
+
+    async def put(self, record: N) -> None:
+        await self._store.put(self._key(record.name), msgspec.json.encode(record))
+        self._by_name[record.name] = record
+
+    async def remove(self, name: str) -> None:
+        """Absent is success."""
+        await self._store.delete(self._key(name))
+        self._by_name.pop(name, None)
+
+    def _key(self, name: str) -> str:
+        return f"{self.noun}s/{name}"
+
+
+class ProfileRecords(NamedRecords[Profile]):
+    """Profiles, and what they add up to."""
+
+    noun = "profile"
+    kind = Profile
 
     def layers(self, names: Iterable[str]) -> tuple[Settings, ...]:
         """The settings of the named profiles, in order. Raises `NotFound`."""
         return tuple(self.get(name).settings for name in names)
-
-    async def put(self, profile: Profile) -> None:
-        await self._store.put(f"profiles/{profile.name}", msgspec.json.encode(profile))
-        self._by_name[profile.name] = profile
-
-    async def remove(self, name: str) -> None:
-        """Absent is success."""
-        await self._store.delete(f"profiles/{name}")
-        self._by_name.pop(name, None)

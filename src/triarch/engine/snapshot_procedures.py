@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from contextlib import suppress
-from pathlib import Path
 
 import msgspec
 from msgspec import UNSET
@@ -25,6 +23,7 @@ from triarch.engine.policies import check_policies
 from triarch.engine.procedure import Step
 from triarch.engine.services import Services
 from triarch.errors import Damaged, Exhausted, Failed, NotFound, TimedOut, Unsupported
+from triarch.host.files import sha256_of
 from triarch.model.device import Device, NicDevice
 from triarch.model.machine import Machine
 from triarch.model.operation import Progress
@@ -33,7 +32,6 @@ from triarch.model.snapshot import Snapshot
 from triarch.model.state import State, Status
 from triarch.model.template import TemplateRef
 
-_HASH_BYTES = 4 << 20
 # Where a machine is found is part of who it is.
 _NETWORK_KEYS = ("network", "address", "address6", "aliases", "forwards")
 
@@ -115,7 +113,7 @@ class TakeSnapshot(SnapshotProcedure):
             frozen_seconds=self._captured.frozen_seconds,
             disks=disks,
             size_bytes=await asyncio.to_thread(sets.allocated_bytes, snapshot_id),
-            memory_digest=await asyncio.to_thread(_sha256, memory) if self.snapshot.stateful else "",
+            memory_digest=await asyncio.to_thread(sha256_of, memory) if self.snapshot.stateful else "",
         )
 
     async def _record(self) -> None:
@@ -327,7 +325,7 @@ async def _check_memory(services: Services, machine: Machine, snapshot: Snapshot
         )
     memory = services.pool.sets.path(snapshot.id) / MEMORY_FILE
     with suppress(FileNotFoundError):
-        if await asyncio.to_thread(_sha256, memory) == snapshot.memory_digest:
+        if await asyncio.to_thread(sha256_of, memory) == snapshot.memory_digest:
             return
     raise Damaged(
         f"snapshot '{snapshot.name}' of machine '{machine.name}' is damaged: its memory in {memory} is not what it was",
@@ -389,14 +387,6 @@ def find_template(services: Services, wanted: TemplateRef) -> TemplateRef:
         hint="triarch template list",
         digest=wanted.digest,
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_HASH_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 SNAPSHOT_PROCEDURES: tuple[type[SnapshotProcedure], ...] = (TakeSnapshot, DeleteSnapshot, RenameSnapshot, Restore)

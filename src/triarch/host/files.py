@@ -69,6 +69,15 @@ def _copy_range(source_fd: int, target_fd: int, start: int, end: int) -> None:
         start += copied
 
 
+def sha256_of(path: Path) -> str:
+    """In lower-case hexadecimal, of a file of any length (blocking)."""
+    # It loads OpenSSL, which few of those who need this module do.
+    import hashlib
+
+    with path.open("rb", buffering=0) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -13,7 +13,6 @@ Whatever is being made or removed has a name that starts with a dot and is swept
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import threading
@@ -25,7 +24,7 @@ import msgspec
 
 from triarch.errors import Damaged, Exists, Invalid, NotFound
 from triarch.host.ext4 import check_filesystem, make_delta_image, read_superblock
-from triarch.host.files import copy_sparse, free_space_bytes, full_disk_is_exhausted, sync_directory
+from triarch.host.files import copy_sparse, free_space_bytes, full_disk_is_exhausted, sha256_of, sync_directory
 from triarch.host.locks import lock_file
 from triarch.model.template import Layer, check_digest
 from triarch.storage.base import DiskSets, Volumes
@@ -34,7 +33,6 @@ from triarch.storage.volumes import DirectoryVolumes
 
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
 _SECTOR_BYTES = 4096
-_HASH_BYTES = 4 << 20
 _MAX_BLANKS = 16
 # The same tree makes the same layer under any name; the template's own is taken.
 _MEND_HINT = "triarch template import mended FILE (the archive that it came from)"
@@ -88,7 +86,7 @@ class DirectoryPool:
             with self._making, _staged(self._layers / ".new-layer") as staged:
                 _move(source, staged)
                 staged.chmod(0o444)
-                layer = Layer(digest=_sha256(staged), size_bytes=staged.stat().st_size)
+                layer = Layer(digest=sha256_of(staged), size_bytes=staged.stat().st_size)
                 self._install(staged, layer)
             return layer
 
@@ -116,7 +114,7 @@ class DirectoryPool:
             raise self._damaged(layer, f"it has {found.size_bytes} bytes instead of {layer.size_bytes}")
         if self._remembered(layer.digest) == found:
             return path
-        digest = _sha256(path)
+        digest = sha256_of(path)
         if digest != layer.digest:
             raise self._damaged(layer, f"its sha256 is {digest}")
         self._remember(layer)
@@ -267,14 +265,6 @@ def _check_is_delta(path: Path, size_bytes: int) -> None:
 def _sync(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(_HASH_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _inode(path: Path) -> Verified:
