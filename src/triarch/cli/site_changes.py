@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
+
+import msgspec
 
 from triarch.cli.progress import finish
 from triarch.errors import Invalid
 from triarch.model.machine import CreateMachine, SetMachine, StopMachine, SwitchMachine
 from triarch.model.network import EditNetwork
-from triarch.model.settings import Profile
 from triarch.model.site import MachineWanted, Site
 from triarch.model.site_plan import (
     Action,
@@ -27,6 +29,18 @@ if TYPE_CHECKING:
     from triarch.client import Client
 
 _HEAD = ("as", "running")
+
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
+T = TypeVar("T", bound=_Named)
+
+
+def _named(wanted: Iterable[T], name: str) -> T:
+    return next(each for each in wanted if each.name == name)
 
 
 class SiteChanges:
@@ -53,9 +67,9 @@ class SiteChanges:
             case Noun.PROFILE:
                 return self._profile(change)
             case Noun.MACHINE if change.action is Action.CREATE:
-                return self._create_machine(self._wanted(change.name))
+                return self._create_machine(_named(self._site.machines, change.name))
             case Noun.MACHINE if change.action is Action.UPDATE:
-                return self._update_machine(self._wanted(change.name), change)
+                return self._update_machine(_named(self._site.machines, change.name), change)
             case Noun.MACHINE:
                 finish(self._client, self._client.delete(change.name, force=True))
         return ""
@@ -72,7 +86,7 @@ class SiteChanges:
         ]
 
     def _template(self, name: str) -> str:
-        wanted = next(template for template in self._site.templates if template.name == name)
+        wanted = _named(self._site.templates, name)
         if wanted.build is not None:
             operation = self._client.build_template(wanted.build)
         else:
@@ -90,20 +104,13 @@ class SiteChanges:
         if change.action is Action.DELETE:
             finish(self._client, networks.delete(change.name))
             return ""
-        wanted = owned_network(self._site, next(each for each in self._site.networks if each.name == change.name))
+        wanted = owned_network(self._site, _named(self._site.networks, change.name))
         if change.action is Action.CREATE:
             finish(self._client, networks.create(wanted))
             return ""
-        served = wanted.gateway is None and wanted.nameserver is None
         request = EditNetwork(acl=wanted.acl, description=wanted.description, labels=wanted.labels)
-        if served:
-            request = EditNetwork(
-                acl=wanted.acl,
-                description=wanted.description,
-                labels=wanted.labels,
-                dhcp=wanted.dhcp,
-                dns=wanted.dns,
-            )
+        if wanted.gateway is None and wanted.nameserver is None:
+            request = msgspec.structs.replace(request, dhcp=wanted.dhcp, dns=wanted.dns)
         finish(self._client, networks.edit(change.name, request))
         return ""
 
@@ -112,25 +119,17 @@ class SiteChanges:
         if change.action is Action.DELETE:
             finish(self._client, profiles.delete(change.name))
             return ""
-        wanted = owned_profile(self._site, next(each for each in self._site.profiles if each.name == change.name))
+        wanted = owned_profile(self._site, _named(self._site.profiles, change.name))
         if change.action is Action.CREATE:
             finish(self._client, profiles.create(wanted))
             return ""
         present = profiles.get(change.name)
         if not self._site.name:
-            wanted = Profile(
-                name=wanted.name,
-                description=wanted.description,
-                settings=wanted.settings,
-                labels=present.labels,
-            )
+            wanted = msgspec.structs.replace(wanted, labels=present.labels)
         told = finish(self._client, profiles.replace(wanted, present.etag)).result or ""
         return "; ".join(line for line in told.splitlines() if ": " in line)
 
     # -- machines
-
-    def _wanted(self, name: str) -> MachineWanted:
-        return next(machine for machine in self._site.machines if machine.name == name)
 
     def _create_machine(self, wanted: MachineWanted) -> str:
         name, level = parse_template_name(wanted.template)

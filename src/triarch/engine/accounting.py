@@ -77,23 +77,7 @@ class Charge(msgspec.Struct, frozen=True, kw_only=True):
     hour: Hour
 
 
-def mark_of(at: float, run: str | None, usage: Usage | None, disk_bytes: int) -> Mark:
-    """What there is to remember of a look."""
-    if run is None or usage is None:
-        return Mark(at=at, disk_bytes=disk_bytes)
-    return Mark(
-        at=at,
-        run=run,
-        cpu_seconds=usage.cpu_seconds,
-        memory_bytes=usage.memory_bytes,
-        disk_bytes=disk_bytes,
-        network_received_bytes=usage.network_received_bytes or 0,
-        network_sent_bytes=usage.network_sent_bytes or 0,
-        disk_read_bytes=usage.disk_read_bytes or 0,
-        disk_written_bytes=usage.disk_written_bytes or 0,
-    )
-
-
+# What grows during a run and begins at zero with each, in `Usage`, `Mark` and `Hour`.
 _COUNTERS = (
     "cpu_seconds",
     "network_received_bytes",
@@ -101,6 +85,14 @@ _COUNTERS = (
     "disk_read_bytes",
     "disk_written_bytes",
 )
+
+
+def mark_of(at: float, run: str | None, usage: Usage | None, disk_bytes: int) -> Mark:
+    """What there is to remember of a look."""
+    if run is None or usage is None:
+        return Mark(at=at, disk_bytes=disk_bytes)
+    counted = {name: getattr(usage, name) or 0 for name in _COUNTERS}
+    return Mark(at=at, run=run, memory_bytes=usage.memory_bytes, disk_bytes=disk_bytes, **counted)
 
 
 def charges(before: Mark | None, now: Mark, started_at: float | None = None) -> tuple[Charge, ...]:
