@@ -46,13 +46,20 @@ class MachineRecords:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._by_name: dict[str, Kept[Machine]] = {}
+        self._names: dict[str, str] = {}
         # Called with the uuid and the record after each write; None when it is gone.
         self.heed: Callable[[str, Machine | None], None] = lambda uuid, machine: None
 
     async def load(self) -> None:
         for entry in await self._store.list("machines/"):
-            machine = decode_entry(entry, Machine)
-            self._by_name[machine.name] = Kept(machine, entry.revision)
+            self._keep(decode_entry(entry, Machine), entry.revision)
+
+    def _keep(self, machine: Machine, revision: int) -> None:
+        former = self._names.get(machine.uuid)
+        if former is not None and former != machine.name:
+            del self._by_name[former]
+        self._names[machine.uuid] = machine.name
+        self._by_name[machine.name] = Kept(machine, revision)
 
     def all(self) -> tuple[Kept[Machine], ...]:
         return tuple(self._by_name[name] for name in sorted(self._by_name))
@@ -61,7 +68,8 @@ class MachineRecords:
         return self._by_name.get(name)
 
     def find_uuid(self, uuid: str) -> Machine | None:
-        return next((kept.value for kept in self._by_name.values() if kept.value.uuid == uuid), None)
+        name = self._names.get(uuid)
+        return self._by_name[name].value if name is not None else None
 
     def get(self, name: str) -> Machine:
         return self.kept(name).value
@@ -84,18 +92,15 @@ class MachineRecords:
     async def put(self, machine: Machine) -> None:
         """Write a machine as it is now, under its present name."""
         revision = await self._store.put(f"machines/{machine.uuid}", msgspec.json.encode(machine))
-        for name, kept in tuple(self._by_name.items()):
-            if kept.value.uuid == machine.uuid and name != machine.name:
-                del self._by_name[name]
-        self._by_name[machine.name] = Kept(machine, revision)
+        self._keep(machine, revision)
         self.heed(machine.uuid, machine)
 
     async def remove(self, machine: Machine) -> None:
         """Absent is success."""
         await self._store.delete(f"machines/{machine.uuid}")
-        kept = self._by_name.get(machine.name)
-        if kept is not None and kept.value.uuid == machine.uuid:
-            del self._by_name[machine.name]
+        name = self._names.pop(machine.uuid, None)
+        if name is not None:
+            del self._by_name[name]
         self.heed(machine.uuid, None)
 
 
