@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import msgspec
 from msgspec import UNSET
@@ -124,7 +124,7 @@ def _card(services: Services, wanted: _Wanted, former: Card | None, own: Iterabl
 def _address(wanted: _Wanted, same: Nic | None, cards: list[Card]) -> str:
     """In CIDR form; empty on a network whose addresses are none of ours."""
     network = wanted.network
-    taken = {IPv4Interface(card.nic.address).ip: card.machine for card in cards if card.nic.address}
+    taken = {IPv4Address(card.nic.ip): card.machine for card in cards if card.nic.address}
     if network.ipv4 is None:
         if wanted.address is not None:
             raise Invalid(
@@ -141,7 +141,7 @@ def _address(wanted: _Wanted, same: Nic | None, cards: list[Card]) -> str:
         _check_untaken(address, taken.get(address), wanted)
         return f"{address}/{subnet.prefixlen}"
     if same is not None and same.address:
-        former = IPv4Interface(same.address).ip
+        former = IPv4Address(same.ip)
         if former in subnet and former not in taken and former not in reserved:
             return f"{former}/{subnet.prefixlen}"
     return pick(subnet, wanted.machine.index, taken, reserved)
@@ -149,7 +149,7 @@ def _address(wanted: _Wanted, same: Nic | None, cards: list[Card]) -> str:
 
 def _address6(wanted: _Wanted, same: Nic | None, cards: list[Card]) -> str:
     network = wanted.network
-    taken = {IPv6Interface(card.nic.address6).ip: card.machine for card in cards if card.nic.address6}
+    taken = {IPv6Address(card.nic.ip6): card.machine for card in cards if card.nic.address6}
     if network.ipv6 is None:
         if wanted.address6 is not None:
             raise Invalid(
@@ -164,7 +164,7 @@ def _address6(wanted: _Wanted, same: Nic | None, cards: list[Card]) -> str:
         _check_untaken(address, taken.get(address), wanted)
         return f"{address}/{subnet.prefixlen}"
     if same is not None and same.address6:
-        former = IPv6Interface(same.address6).ip
+        former = IPv6Address(same.ip6)
         if former in subnet and former not in taken and former != gateway6(subnet).ip:
             return f"{former}/{subnet.prefixlen}"
     return pick6(subnet, wanted.machine.index, taken)

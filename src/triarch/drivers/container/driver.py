@@ -248,15 +248,11 @@ class ContainerDriver:
         await asyncio.to_thread(cgroup.set_frozen, spec.cgroup, True)
 
     async def resume(self, spec: MachineSpec) -> None:
-        run = await self._run_of(spec)
-        if run is None:
-            raise WrongState(f"cannot resume machine '{spec.machine.name}': it does not run")
+        await self._need_run(spec, "resume")
         cgroup.set_frozen(spec.cgroup, False)
 
     async def usage(self, spec: MachineSpec) -> Usage:
-        run = await self._run_of(spec)
-        if run is None:
-            raise WrongState(f"cannot measure machine '{spec.machine.name}': it does not run")
+        await self._need_run(spec, "measure")
         return usage_of(spec)
 
     async def attach(self, spec: MachineSpec, device: ResolvedDevice) -> None:
