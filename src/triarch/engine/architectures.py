@@ -48,11 +48,15 @@ class Architectures:
 
     def lacks(self, architecture: str, capability: str) -> Unsupported:
         """The refusal for what this architecture cannot do, naming those that can."""
-        having = [name for name, driver in self.made().items() if capability in capabilities_of(driver)]
+        having = self.having(capability)
         return Unsupported(
             f"architecture '{architecture}' has no {capability}"
             + (f"; it is there under {', '.join(having)}" if having else "")
         )
+
+    def having(self, capability: str) -> tuple[str, ...]:
+        """The architectures that can do it, of those that were asked for by now."""
+        return tuple(name for name, driver in self._drivers.items() if capability in capabilities_of(driver))
 
     def made(self) -> Mapping[str, Driver]:
         return dict(self._drivers)

@@ -7,7 +7,7 @@ import posixpath
 
 import msgspec
 
-from triarch.drivers.base import Hotplug, Inspectable, capabilities_of
+from triarch.drivers.base import Hotplug, Inspectable
 from triarch.engine.device_procedures import AttachDevice, DetachDevice, DeviceArguments
 from triarch.engine.operations import Operations
 from triarch.engine.services import Services
@@ -112,7 +112,7 @@ class Devices:
             )
         driver = self._services.driver(machine)
         if not isinstance(driver, Inspectable):
-            raise Unsupported(f"architecture '{machine.architecture}' does not tell which hardware a machine sees")
+            raise self._services.architectures.lacks(machine.architecture, "hardware")
         try:
             async with asyncio.timeout(_TELL_SECONDS):
                 return await driver.hardware(self._services.spec(machine))
@@ -141,8 +141,7 @@ class Devices:
         driver = self._services.driver(machine)
         if not live or machine.state is not State.RUNNING or isinstance(driver, Hotplug):
             return
-        drivers = self._services.architectures.made()
-        having = [name for name, other in drivers.items() if "hotplug" in capabilities_of(other)]
+        having = self._services.architectures.having("hotplug")
         raise Unsupported(
             f"architecture '{machine.architecture}' takes no devices while a machine runs"
             + (f"; {', '.join(having)} does" if having else ""),

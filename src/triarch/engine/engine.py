@@ -70,7 +70,7 @@ from triarch.model.machine import (
     StopMachine,
     SwitchMachine,
 )
-from triarch.model.names import check_machine_name, check_template_name
+from triarch.model.names import check_machine_name, check_template_name, some_of
 from triarch.model.operation import Operation
 from triarch.model.request import BuildTemplate, Check
 from triarch.model.state import State, Verb, next_state
@@ -480,8 +480,9 @@ class Engine:
         machines = self._services.claims.others("")
         users = sorted({m.name for m in machines if m.template.name == name and m.template.level in levels})
         if users:
-            shown = ", ".join(f"'{user}'" for user in users[:5]) + (" …" if len(users) > 5 else "")
-            raise InUse(f"template '{ref}' is in use by {shown}", hint=f"triarch delete {users[0]}", template=ref)
+            raise InUse(
+                f"template '{ref}' is in use by {some_of(users)}", hint=f"triarch delete {users[0]}", template=ref
+            )
         return self._operations.begin(DeleteTemplate(self._services, TemplateArguments(name=name, templates=templates)))
 
     # -- the end

@@ -20,7 +20,7 @@ from triarch.engine.network_records import cards_of
 from triarch.engine.operations import Operations
 from triarch.engine.services import Services
 from triarch.errors import Busy, Exists, InUse, Invalid, NotFound, Unsupported
-from triarch.model.names import check_network_name
+from triarch.model.names import check_network_name, some_of
 from triarch.model.network import (
     DEFAULT_NETWORK,
     NO_NETWORK,
@@ -184,8 +184,9 @@ class Networks:
         self._operations.check_free(f"network/{name}")
         users = self._machines_on(name)
         if users:
-            shown = ", ".join(f"'{user}'" for user in users[:5]) + (" …" if len(users) > 5 else "")
-            raise InUse(f"network '{name}' is in use by {shown}", hint=f"triarch delete {users[0]}", network=name)
+            raise InUse(
+                f"network '{name}' is in use by {some_of(users)}", hint=f"triarch delete {users[0]}", network=name
+            )
         operation = self._operations.begin(DeleteNetworkProcedure(self._services, NetworkArguments(network=network)))
         self._services.networks.leaving.add(name)
         self._afterwards(operation.id, lambda: self._services.networks.leaving.discard(name))

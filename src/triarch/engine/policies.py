@@ -11,6 +11,7 @@ from triarch.engine.services import Services
 from triarch.errors import Denied, InUse, Invalid
 from triarch.model.device import DiskDevice
 from triarch.model.machine import Machine
+from triarch.model.names import some_of
 from triarch.model.policy import RestartPolicy
 
 
@@ -30,9 +31,8 @@ def check_unneeded(services: Services, machine: Machine, verb: str) -> None:
     needing = dependents(depends)[machine.name]
     if needing:
         left = ",".join(name for name in depends[needing[0]] if name != machine.name)
-        shown = ", ".join(f"'{name}'" for name in needing[:5]) + (" …" if len(needing) > 5 else "")
         raise InUse(
-            f"cannot {verb} machine '{machine.name}': {shown} depends on it",
+            f"cannot {verb} machine '{machine.name}': {some_of(needing)} depends on it",
             hint=f"triarch set {needing[0]} depends-on={left}",
             machine=machine.name,
         )

@@ -16,7 +16,7 @@ from triarch.engine.set_machine import SetMachineProcedure, drifted, plan_change
 from triarch.engine.settings import revised
 from triarch.errors import Busy, Error, Exists, InUse, Invalid
 from triarch.model.machine import Machine
-from triarch.model.names import MACHINE_NAME_RULE, check_machine_name
+from triarch.model.names import MACHINE_NAME_RULE, check_machine_name, some_of
 from triarch.model.operation import Operation, Progress
 from triarch.model.settings import MACHINE_LAYER, Profile, ProfileView, SetProfile
 
@@ -191,9 +191,8 @@ class Profiles:
         machines = self._services.claims.others("")
         users = sorted({machine.name for machine in machines if name in machine.profiles})
         if users:
-            shown = ", ".join(f"'{user}'" for user in users[:5]) + (" …" if len(users) > 5 else "")
             raise InUse(
-                f"profile '{name}' is in use by {shown}",
+                f"profile '{name}' is in use by {some_of(users)}",
                 hint=f"triarch set {users[0]} profiles={','.join(_without(self._services, users[0], name))}",
                 profile=name,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 from triarch.errors import Invalid
 
@@ -42,3 +43,8 @@ def check_network_name(name: str) -> str:
         rule = MACHINE_NAME_RULE.replace("63", str(MAX_NETWORK_NAME))
         raise Invalid(f"illegal network name {name[:80]!r}: it needs {rule}", name=name[:80])
     return name
+
+
+def some_of(names: Sequence[str]) -> str:
+    """Names as an error message shows them: the first five, and whether there are more."""
+    return ", ".join(f"'{name}'" for name in names[:5]) + (" …" if len(names) > 5 else "")
