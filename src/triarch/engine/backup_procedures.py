@@ -16,7 +16,8 @@ import triarch
 from triarch.engine.capture import capture, let_go, to_the_end
 from triarch.engine.copies import install_new, make_new
 from triarch.engine.machine_actions import MachineActions
-from triarch.engine.machine_procedures import MachineProcedure, start_steps
+from triarch.engine.machine_procedures import start_steps
+from triarch.engine.on_machine import OnMachine
 from triarch.engine.procedure import Procedure, Step
 from triarch.engine.services import Services
 from triarch.engine.spool import Spool
@@ -158,17 +159,14 @@ class ImportArguments(msgspec.Struct, frozen=True, kw_only=True):
     workspace: str
 
 
-class ImportBackup(MachineProcedure):
+class ImportBackup(OnMachine[ImportArguments]):
     """Interrupted before the machine is whole, it leaves the uploaded file; refused for good, not even that."""
 
     verb = "import-machine"
-    arguments: ImportArguments  # type: ignore[assignment]
     arguments_type = ImportArguments
 
     def __init__(self, services: Services, arguments: ImportArguments) -> None:
-        self.services = services
-        self.arguments = arguments
-        self.machine = MachineActions(services, arguments.machine)
+        super().__init__(services, arguments)
         self._cancelled = threading.Event()
 
     @property

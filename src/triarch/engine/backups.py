@@ -14,6 +14,7 @@ import msgspec
 
 from triarch.engine.backup_procedures import Export, ExportArguments, ImportArguments, ImportBackup, spool_of
 from triarch.engine.copies import Copy, CopyArguments, copy_request
+from triarch.engine.on_machine import OnMachine
 from triarch.engine.operations import Operations
 from triarch.engine.services import Services
 from triarch.engine.snapshot_procedures import find_template
@@ -37,7 +38,7 @@ from triarch.storage.backup import check_room, read_manifest
 
 # What `Engine` does for every verb that makes a machine: choose all of it, then begin the procedure that makes it.
 Resolve = Callable[[CreateMachine], Awaitable[Machine]]
-BeginNew = Callable[[Any], Operation]
+BeginNew = Callable[[OnMachine[Any]], Operation]
 
 
 class Backups:

@@ -11,8 +11,9 @@ from msgspec import UNSET
 
 from triarch.engine.capture import capture, let_go, to_the_end
 from triarch.engine.machine_actions import MachineActions
-from triarch.engine.machine_procedures import MachineProcedure, start_steps
-from triarch.engine.procedure import Step
+from triarch.engine.machine_procedures import start_steps
+from triarch.engine.on_machine import OnMachine
+from triarch.engine.procedure import Procedure, Step
 from triarch.engine.services import Services
 from triarch.model.device import NicDevice
 from triarch.model.machine import CreateMachine, Machine
@@ -34,22 +35,19 @@ class CopyArguments(msgspec.Struct, frozen=True, kw_only=True):
     aside: str
 
 
-class Copy(MachineProcedure):
+class Copy(OnMachine[CopyArguments]):
     """Interrupted, it leaves no copy, and an original that goes on. The original is held only until it is cloned."""
 
     verb = "copy"
-    arguments: CopyArguments  # type: ignore[assignment]
     arguments_type = CopyArguments
 
     def __init__(
         self,
         services: Services,
         arguments: CopyArguments,
-        let_source_go: Callable[[MachineProcedure], Awaitable[None]] | None = None,
+        let_source_go: Callable[[Procedure], Awaitable[None]] | None = None,
     ) -> None:
-        self.services = services
-        self.arguments = arguments
-        self.machine = MachineActions(services, arguments.machine)
+        super().__init__(services, arguments)
         self._source = MachineActions(services, arguments.source)
         self._let_source_go = let_source_go
         self._source_is_free = False

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import ClassVar
 
 import msgspec
 
 from triarch.drivers.base import Hotplug
 from triarch.engine.cards import port_of
-from triarch.engine.machine_actions import MachineActions
+from triarch.engine.on_machine import OnMachine
 from triarch.engine.plugged import resolved
 from triarch.engine.procedure import Step
 from triarch.engine.services import Services
@@ -36,24 +35,14 @@ class DeviceArguments(msgspec.Struct, frozen=True, kw_only=True):
     purge: bool = False
 
 
-class DeviceProcedure:
+class DeviceProcedure(OnMachine[DeviceArguments]):
     """What both verbs share."""
 
-    verb: ClassVar[str]
-    arguments_type: ClassVar[type[msgspec.Struct]] = DeviceArguments
+    arguments_type = DeviceArguments
 
     def __init__(self, services: Services, arguments: DeviceArguments) -> None:
-        self.services = services
-        self.arguments = arguments
-        self.machine = MachineActions(services, arguments.machine)
+        super().__init__(services, arguments)
         services.claims.claim(arguments.after)
-
-    @property
-    def target(self) -> str:
-        return self.machine.target
-
-    def steps(self) -> tuple[Step, ...]:
-        raise NotImplementedError
 
     @property
     def result(self) -> str | None:

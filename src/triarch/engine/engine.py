@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -25,7 +26,6 @@ from triarch.engine.machine_procedures import (
     Kill,
     Launch,
     MachineArguments,
-    MachineProcedure,
     Pause,
     Rename,
     Restart,
@@ -37,6 +37,7 @@ from triarch.engine.machine_procedures import (
 )
 from triarch.engine.network_records import Claims, NetworkRecords
 from triarch.engine.networks import Networks
+from triarch.engine.on_machine import OnMachine
 from triarch.engine.operations import Operations
 from triarch.engine.policies import check_unneeded, check_unprotected
 from triarch.engine.profiles import Profiles
@@ -301,7 +302,7 @@ class Engine:
         if self._services.machines.find(name) is not None:
             raise Exists(f"machine '{name}' exists already", hint=f"triarch info {name}", machine=name)
 
-    def _begin_new(self, procedure: MachineProcedure) -> Operation:
+    def _begin_new(self, procedure: OnMachine[Any]) -> Operation:
         """From the first step on name and index are held by the record; until then by the reservation."""
         machine = procedure.arguments.machine
         try:

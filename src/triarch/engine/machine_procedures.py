@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import msgspec
 
 from triarch.drivers.base import Attachable, Pausable, Stdio
 from triarch.engine.machine_actions import MachineActions
+from triarch.engine.on_machine import OnMachine
 from triarch.engine.procedure import Step
 from triarch.engine.services import Services
 from triarch.errors import TimedOut, Unsupported
@@ -29,27 +28,10 @@ class MachineArguments(msgspec.Struct, frozen=True, kw_only=True):
     keep_desired: bool = False
 
 
-class MachineProcedure:
-    """What all verbs of a machine share."""
+class MachineProcedure(OnMachine[MachineArguments]):
+    """A verb of a machine itself."""
 
-    verb: ClassVar[str]
-    arguments_type: ClassVar[type[msgspec.Struct]] = MachineArguments
-
-    def __init__(self, services: Services, arguments: MachineArguments) -> None:
-        self.services = services
-        self.arguments = arguments
-        self.machine = MachineActions(services, arguments.machine)
-
-    @property
-    def target(self) -> str:
-        return self.machine.target
-
-    @property
-    def result(self) -> str | None:
-        return self.arguments.machine.name
-
-    def steps(self) -> tuple[Step, ...]:
-        raise NotImplementedError
+    arguments_type = MachineArguments
 
 
 def start_steps(machine: MachineActions, restarts: int = 0) -> tuple[Step, ...]:

@@ -9,13 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import ClassVar
 
 import msgspec
 
 from triarch.drivers.base import Resizable
 from triarch.engine.cards import LIVE_FIELDS, rewired
-from triarch.engine.machine_actions import MachineActions
+from triarch.engine.on_machine import OnMachine
 from triarch.engine.policies import check_policies
 from triarch.engine.procedure import Step
 from triarch.engine.resolve import check_resources
@@ -132,24 +131,18 @@ def live_fields(services: Services, machine: Machine) -> frozenset[str]:
     return POLICY_FIELDS | networked | (frozenset(RESOURCE_KEYS) if resizable else frozenset())
 
 
-class SetMachineProcedure:
+class SetMachineProcedure(OnMachine[SetArguments]):
     """Live changes one after another, then the record; if one of them fails, those before it are taken back."""
 
-    verb: ClassVar[str] = "set"
-    arguments_type: ClassVar[type[msgspec.Struct]] = SetArguments
+    verb = "set"
+    arguments_type = SetArguments
 
     def __init__(self, services: Services, arguments: SetArguments) -> None:
-        self.arguments = arguments
-        self.machine = MachineActions(services, arguments.machine)
-        self._services = services
+        super().__init__(services, arguments)
         services.claims.claim(arguments.after)
         self._reached: Resources | None = None
         # What did not become live, and why where that is known.
         self._left: dict[str, str] = {}
-
-    @property
-    def target(self) -> str:
-        return self.machine.target
 
     def steps(self) -> tuple[Step, ...]:
         record = Step("record", self._record, commits=True)
@@ -199,7 +192,7 @@ class SetMachineProcedure:
     async def _reach(self, driver: Resizable, resources: Resources) -> Error | None:
         """Make the run have these limits, or say why it takes a restart."""
         try:
-            await driver.resize(self._services.spec(msgspec.structs.replace(self.machine.current, resources=resources)))
+            await driver.resize(self.services.spec(msgspec.structs.replace(self.machine.current, resources=resources)))
         except Unsupported as refusal:
             return refusal
         except Error as error:
@@ -213,7 +206,7 @@ class SetMachineProcedure:
         driver = self.machine.driver
         if isinstance(driver, Resizable):
             before = msgspec.structs.replace(self.machine.current, resources=self._run_has)
-            await driver.resize(self._services.spec(before))
+            await driver.resize(self.services.spec(before))
 
     def _leave(self, fields: tuple[str, ...], why: str) -> None:
         from triarch.model.setting_text import written_of
@@ -224,7 +217,7 @@ class SetMachineProcedure:
 
     async def _grow(self) -> None:
         """The file, then the filesystem on it. What has grown stays so, which harms nobody."""
-        self._services.report(self.target, Progress(step="disk", text="growing the disk"))
+        self.services.report(self.target, Progress(step="disk", text="growing the disk"))
         machine, driver = self.arguments.machine, self.machine.driver
         runs = machine.state in (State.RUNNING, State.PAUSED)
         if runs and not isinstance(driver, Resizable):
@@ -232,11 +225,11 @@ class SetMachineProcedure:
                 f"architecture '{driver.name}' cannot grow the disk of machine '{machine.name}' while it runs",
                 hint=f"triarch stop {machine.name}",
             )
-        path = self._services.pool.delta_path(machine.uuid)
+        path = self.services.pool.delta_path(machine.uuid)
         await asyncio.to_thread(_lengthen, path, self.arguments.after.resources.disk_bytes)
         if runs and isinstance(driver, Resizable):
             try:
-                await driver.grow_disk(self._services.spec(self.arguments.after))
+                await driver.grow_disk(self.services.spec(self.arguments.after))
             except Unsupported as refusal:
                 # The file has grown; the next start lets the filesystem have it.
                 self._leave(("disk_bytes",), refusal.message)

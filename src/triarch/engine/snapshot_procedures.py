@@ -17,8 +17,7 @@ from triarch.engine.capture import (
     need_checkpointing,
     to_the_end,
 )
-from triarch.engine.machine_actions import MachineActions
-from triarch.engine.machine_procedures import MachineProcedure
+from triarch.engine.on_machine import OnMachine
 from triarch.engine.policies import check_policies
 from triarch.engine.procedure import Step
 from triarch.engine.services import Services
@@ -50,16 +49,13 @@ class SnapshotArguments(msgspec.Struct, frozen=True, kw_only=True):
     aside: str = ""
 
 
-class SnapshotProcedure(MachineProcedure):
+class SnapshotProcedure(OnMachine[SnapshotArguments]):
     """What all verbs of a snapshot share. They hold the machine."""
 
-    arguments: SnapshotArguments  # type: ignore[assignment]
     arguments_type = SnapshotArguments
 
     def __init__(self, services: Services, arguments: SnapshotArguments) -> None:
-        self.services = services
-        self.arguments = arguments
-        self.machine = MachineActions(services, arguments.machine)
+        super().__init__(services, arguments)
         self.snapshot = arguments.snapshot
 
     @property

@@ -205,8 +205,6 @@ class Supervisor:
         What does not run is started. Raises `NotFound`, `Invalid` for a cycle, and `Failed` that names the one that did
         not come up.
         """
-        if not machine.depends_on:
-            return
         start_order(dependencies(kept.value for kept in self._services.machines.all()))
         report = self._services.report
         for name in machine.depends_on:
