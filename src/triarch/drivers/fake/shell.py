@@ -104,6 +104,8 @@ class Shell:
                 body, tokens = _loop(tokens)
                 yield Forever()
                 while True:
+                    # Output that finds room waits for nothing: others need a turn, to say that nobody reads it.
+                    yield Sleep(0.0)
                     yield from self._list(list(body))
             end = next((i for i, token in enumerate(tokens) if token in _SEPARATORS), len(tokens))
             if end and not (operator == "&&" and code) and not (operator == "||" and not code):
