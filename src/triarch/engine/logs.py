@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -40,7 +40,7 @@ class LogReader:
     """
 
     def __init__(self, path: Path, beginning: Beginning = EVERYTHING) -> None:
-        self._path = path
+        self.path = path
         self._file = _open(path)
         self._predecessor = _open(predecessor_of(path))
         if self._predecessor is not None and self._file is not None and _same(self._predecessor, self._file):
@@ -63,7 +63,7 @@ class LogReader:
             self._predecessor.close()
             self._predecessor = None
         if self._file is None:
-            self._file = _open(self._path)
+            self._file = _open(self.path)
         if self._file is None:
             return b""
         return self._file.read(CHUNK_BYTES) or self._read_new(self._file)
@@ -71,7 +71,7 @@ class LogReader:
     def _read_new(self, file: BinaryIO) -> bytes:
         """At the end of `file`: what it got last before it was replaced, or the beginning of what replaced it."""
         try:
-            now = self._path.stat()
+            now = self.path.stat()
         except FileNotFoundError:
             return b""
         if now.st_ino == os.fstat(file.fileno()).st_ino:
@@ -79,7 +79,7 @@ class LogReader:
                 file.seek(0)
         elif not (last := file.read(CHUNK_BYTES)):
             file.close()
-            self._file = file = self._path.open("rb", buffering=0)
+            self._file = file = self.path.open("rb", buffering=0)
         else:
             return last
         return file.read(CHUNK_BYTES)
@@ -143,19 +143,26 @@ async def follow_log(
     """What was kept, then what is appended while `running()`. Who takes it slowly holds up nobody else."""
     reader = await asyncio.to_thread(LogReader, path, beginning)
     try:
-        with watch.growth(path) as growth:
-            while True:
-                growth.clear()
-                more = running()
-                while chunk := await asyncio.to_thread(reader.read):
-                    yield chunk
-                if not more:
-                    return
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_SECONDS):
-                        await growth.wait()
+        async with aclosing(read_on(reader, watch, running)) as pieces:
+            async for piece in pieces:
+                yield piece
     finally:
         reader.close()
+
+
+async def read_on(reader: LogReader, watch: LogWatch, running: Callable[[], bool]) -> AsyncGenerator[bytes, None]:
+    """As `follow_log`, from where `reader` is."""
+    with watch.growth(reader.path) as growth:
+        while True:
+            growth.clear()
+            more = running()
+            while chunk := await asyncio.to_thread(reader.read):
+                yield chunk
+            if not more:
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await growth.wait()
 
 
 def _open(path: Path) -> BinaryIO | None:

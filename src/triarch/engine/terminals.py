@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 
 from triarch.drivers.base import Console, Exec, Stdio
-from triarch.engine.logs import Beginning, LogWatch, follow_log
+from triarch.engine.logs import Beginning, LogReader, LogWatch, follow_log, read_on
 from triarch.engine.services import Services
 from triarch.model.command import check_exec
 from triarch.model.driver import Data, EndOfInput, ExecRequest, Input, Resize, Stream
@@ -45,9 +46,11 @@ class Terminals:
         if not isinstance(driver, Console):
             raise self._services.architectures.lacks(machine.architecture, "console")
         typist = _ReadOnly(stdio) if request.read_only else stdio
-        # In this order: what is typed first must be seen, without any history too.
-        showing = asyncio.create_task(self._show(machine, request.history_bytes, stdio))
+        # Before anybody types: what comes of it must be seen, without any history too.
+        beginning = Beginning(tail_bytes=request.history_bytes)
+        reader = await asyncio.to_thread(LogReader, self._services.instance.log_path(machine.uuid), beginning)
         typing = asyncio.create_task(driver.console(self._services.spec(machine), typist))
+        showing = asyncio.create_task(self._show(reader, machine, stdio))
         try:
             await asyncio.wait((typing, showing), return_when=asyncio.FIRST_COMPLETED)
             if not showing.done():
@@ -58,19 +61,19 @@ class Terminals:
             for task in (typing, showing):
                 task.cancel()
             await asyncio.gather(typing, showing, return_exceptions=True)
+            reader.close()
 
     def logs(self, name: str, beginning: Beginning, *, follow: bool = False) -> AsyncIterator[bytes]:
         """The console output that was kept; with `follow` also what comes, until the machine stops."""
         machine = self._services.machines.get(check_machine_name(name))
         lives = self._lives(machine)
-        return self._follow(machine, lambda: follow and lives(), beginning)
+        path = self._services.instance.log_path(machine.uuid)
+        return follow_log(path, self._watch, lambda: follow and lives(), beginning)
 
-    async def _show(self, machine: Machine, history_bytes: int, stdio: Stdio) -> None:
-        async for data in self._follow(machine, self._lives(machine), Beginning(tail_bytes=history_bytes)):
-            await stdio.write(Stream.STDOUT, data)
-
-    def _follow(self, machine: Machine, running: Callable[[], bool], beginning: Beginning) -> AsyncIterator[bytes]:
-        return follow_log(self._services.instance.log_path(machine.uuid), self._watch, running, beginning)
+    async def _show(self, reader: LogReader, machine: Machine, stdio: Stdio) -> None:
+        async with aclosing(read_on(reader, self._watch, self._lives(machine))) as pieces:
+            async for data in pieces:
+                await stdio.write(Stream.STDOUT, data)
 
     def _lives(self, machine: Machine) -> Callable[[], bool]:
         def lives() -> bool:

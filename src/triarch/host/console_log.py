@@ -79,7 +79,7 @@ class ConsoleLog:
             # Of another daemon, or of nobody: what came since its last record is as old as the last write at most.
             self._seen_bytes = min(dated_bytes(self.path), status.st_size)
         if status.st_size > self._seen_bytes:
-            self._note([Mark(self._seen_bytes, status.st_mtime)], status.st_size, to_the_end=True)
+            self._note([Mark(self._seen_bytes, status.st_mtime)], status.st_size)
         self._seen_bytes = status.st_size
         if self._is_full(status.st_size):
             self._cut()
@@ -110,8 +110,8 @@ class ConsoleLog:
         except FileNotFoundError:
             return 0
 
-    def _note(self, marks: list[Mark], size: int, *, to_the_end: bool = False) -> None:
-        """Date what is there now, `size` bytes; `to_the_end` also where nothing of it takes a record of its own."""
+    def _note(self, marks: list[Mark], size: int) -> None:
+        """Date what is there now, `size` bytes."""
         last = self._take_up_index(size) if self._last is None else self._last
         fresh = []
         for mark in marks:
@@ -119,8 +119,6 @@ class ConsoleLog:
                 last = mark
                 fresh.append(mark)
         self._last = last
-        if not fresh and not to_the_end:
-            return
         records = b"".join(_RECORD.pack(mark.offset, mark.at_seconds) for mark in (*fresh, Mark(size, last.at_seconds)))
         fd = os.open(self._index, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
