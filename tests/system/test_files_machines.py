@@ -41,7 +41,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     site.run("template", "import", "tiny", str(archive_of(root / "tree")))
     # A guest whose processor is emulated takes a second for two megabytes.
     for name, architecture, disk in (("box", "container", "128M"), ("vm", "hosted", "64M")):
-        site.run("launch", "tiny", name, "--as", architecture, "--network", "none", "--disk", disk, *IDLE)
+        options = ("--as", architecture, "--network", "none", "--disk", disk, "-c", "stop-timeout=2")
+        site.run("launch", "tiny", name, *options, *IDLE)
     site.run("create", "tiny", "off", "--network", "none", "--disk", "128M")
     yield site
     site.run("down")
