@@ -28,6 +28,7 @@ def test_a_second_daemon_refuses_and_names_the_first(rig: DaemonRig) -> None:
     )
     assert done.returncode == 1
     assert f"another triarchd (pid {rig.pid})" in done.stderr and "Traceback" not in done.stderr
+    assert f"triarch --root {rig.instance.state_dir} down" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from triarch.errors import Busy, Denied, Error, Unavailable
-from triarch.model.instance import Instance
+from triarch.model.instance import DEFAULT_TAG, Instance
 
 GROUP = "triarch"
 SOCKET_MODE = 0o660
@@ -63,7 +63,11 @@ def claim(instance: Instance) -> int:
             if _answers(instance.socket_path) or time.monotonic() > deadline:
                 pid = os.pread(descriptor, 32, 0).decode().strip()
                 os.close(descriptor)
-                raise Busy(f"another triarchd (pid {pid}) already serves {instance.state_dir}", pid=pid) from None
+                raise Busy(
+                    f"another triarchd (pid {pid}) already serves {instance.state_dir}",
+                    hint="triarch down" if instance.tag == DEFAULT_TAG else f"triarch --root {instance.state_dir} down",
+                    pid=pid,
+                ) from None
             time.sleep(0.02)
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
