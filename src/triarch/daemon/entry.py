@@ -43,6 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.getLogger(__name__).debug("cannot serve", exc_info=True)
         _tell(parent, msgspec.json.encode(Problem.of(error)))
         print(f"triarchd: error: {error.message}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
         return 1
     return 0
 
