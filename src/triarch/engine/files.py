@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from triarch.drivers.base import Files as HasFiles
-from triarch.drivers.base import Stdio, capabilities_of
+from triarch.drivers.base import Stdio
 from triarch.engine.machine_procedures import MachineArguments, MachineProcedure
 from triarch.engine.operations import Operations
 from triarch.engine.procedure import Step
@@ -77,8 +77,7 @@ class Files:
     async def _serve_running(self, machine: Machine, stdio: Stdio) -> None:
         driver = self._services.driver(machine)
         if not isinstance(driver, HasFiles):
-            drivers = self._services.architectures.made()
-            having = [other for other, each in drivers.items() if "files" in capabilities_of(each)]
+            having = self._services.architectures.having("files")
             raise Unsupported(
                 f"architecture '{machine.architecture}' cannot reach a machine's files"
                 + (f"; {', '.join(having)} can" if having else ""),

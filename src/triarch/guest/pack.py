@@ -20,6 +20,7 @@ import msgspec
 
 from triarch.errors import Busy, Denied, Error
 from triarch.guest import cpio, initramfs, kernel, modules
+from triarch.host.files import sha256_of
 from triarch.host.locks import lock_file
 from triarch.host.process import run_async
 from triarch.model.device import Hardware
@@ -144,15 +145,10 @@ def _is_sound(path: Path, packed: PackedFile) -> bool:
     state = (status.st_size, status.st_mtime_ns)
     if state == _hashed.get(path):
         return True
-    if status.st_size != packed.size_bytes or _sha256(path) != packed.sha256:
+    if status.st_size != packed.size_bytes or sha256_of(path) != packed.sha256:
         return False
     _hashed[path] = state
     return True
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 async def _take_lock(path: Path, progress: Report) -> int:
