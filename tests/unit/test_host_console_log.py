@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from triarch.host import console_log
-from triarch.host.console_log import MAX_LOG_BYTES, ConsoleLog, Mark, index_of, offset_since, predecessor_of, read_marks
+from triarch.host.console_log import MAX_LOG_BYTES, ConsoleLog, Mark, index_of, offset_since, predecessor_of, read_dates
 
 
 @pytest.fixture
@@ -51,14 +51,14 @@ def test_an_index_that_grew_too_long_begins_its_log_anew(path: Path, monkeypatch
         log.append(b"a line\n", (Mark(0, 1000.0 + 2 * second),))
     for each in (path, predecessor_of(path)):
         assert 0 < index_of(each).stat().st_size <= 176
-        assert len(read_marks(each)) == each.stat().st_size // len("a line\n")
+        assert len(read_dates(each).marks) == each.stat().st_size // len("a line\n")
 
 
 def test_what_is_appended_is_dated_to_a_second(path: Path) -> None:
     log = ConsoleLog(path)
     for tenth in range(50):
         log.append(b"0123456789", (Mark(0, 100.0 + tenth / 10),))
-    marks = read_marks(path)
+    marks = read_dates(path).marks
     assert len(marks) == 5
     for tenth in range(50):
         offset = offset_since(marks, 100.0 + tenth / 10)
@@ -72,16 +72,16 @@ def test_another_daemon_goes_on_in_the_index(path: Path) -> None:
     ConsoleLog(path).append(b"one", (Mark(0, 100.0),))
     ConsoleLog(path).append(b"two", (Mark(0, 100.5),))
     ConsoleLog(path).append(b"three", (Mark(0, 200.0),))
-    assert read_marks(path) == (Mark(0, 100.0), Mark(6, 200.0))
+    assert read_dates(path).marks == (Mark(0, 100.0), Mark(6, 200.0))
 
 
 def test_half_a_record_counts_for_nothing(path: Path) -> None:
     ConsoleLog(path).append(b"one", (Mark(0, 100.0),))
     with index_of(path).open("ab") as file:
         file.write(b"half")
-    assert read_marks(path) == (Mark(0, 100.0),)
+    assert read_dates(path).marks == (Mark(0, 100.0),)
     ConsoleLog(path).append(b"two", (Mark(0, 200.0),))
-    assert read_marks(path) == (Mark(0, 100.0), Mark(3, 200.0))
+    assert read_dates(path).marks == (Mark(0, 100.0), Mark(3, 200.0))
 
 
 def test_an_index_of_a_log_that_is_gone_is_put_away(path: Path) -> None:
@@ -89,8 +89,8 @@ def test_an_index_of_a_log_that_is_gone_is_put_away(path: Path) -> None:
     ConsoleLog(path).append(b"x" * 100, (Mark(50, 100.0),))
     path.replace(predecessor_of(path))
     ConsoleLog(path).append(b"new", (Mark(0, 300.0),))
-    assert read_marks(path) == (Mark(0, 300.0),)
-    assert read_marks(predecessor_of(path)) == (Mark(50, 100.0),)
+    assert read_dates(path).marks == (Mark(0, 300.0),)
+    assert read_dates(predecessor_of(path)).marks == (Mark(50, 100.0),)
 
 
 def test_growth_that_others_make_is_dated(path: Path) -> None:
@@ -101,12 +101,12 @@ def test_growth_that_others_make_is_dated(path: Path) -> None:
         os.utime(path, (second, second))
         log.look_after()
         log.look_after()
-    assert read_marks(path) == (Mark(0, 100.0), Mark(10, 110.0), Mark(20, 120.0))
+    assert read_dates(path).marks == (Mark(0, 100.0), Mark(10, 110.0), Mark(20, 120.0))
     with path.open("ab") as file:
         file.write(b"while no daemon lived")
     os.utime(path, (130, 130))
     ConsoleLog(path).look_after()
-    assert read_marks(path)[-1] == Mark(30, 130.0)
+    assert read_dates(path).marks[-1] == Mark(30, 130.0)
 
 
 def test_another_daemon_dates_nothing_twice(path: Path) -> None:
@@ -121,7 +121,7 @@ def test_another_daemon_dates_nothing_twice(path: Path) -> None:
         file.write(b"while no daemon lived")
     os.utime(path, (200, 200))
     ConsoleLog(path).look_after()
-    assert read_marks(path) == (Mark(0, 100.0), Mark(50, 200.0))
+    assert read_dates(path).marks == (Mark(0, 100.0), Mark(50, 200.0))
 
 
 def test_links_are_not_followed(path: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 import msgspec
 
-from triarch.host.console_log import dated_bytes, offset_since, predecessor_of, read_marks
+from triarch.host.console_log import offset_since, predecessor_of, read_dates
 from triarch.host.inotify import Inotify
 
 CHUNK_BYTES = 128 << 10
@@ -229,12 +229,12 @@ def _line_after(file: BinaryIO, end: int, offset: int) -> int:
 
 def _since(file: BinaryIO, end: int, path: Path, at_seconds: float) -> int:
     """The beginning of the line that was being written at that time. Of a log that nobody dated it is all."""
-    marks = read_marks(path)
-    if not marks:
+    dates = read_dates(path)
+    if not dates.marks:
         return 0
-    offset = offset_since(marks, at_seconds)
+    offset = offset_since(dates.marks, at_seconds)
     if offset is None:
-        return min(end, dated_bytes(path))
+        return min(end, dates.dated_bytes)
     start = max(0, offset - _MAX_LINE_BYTES)
     before = os.pread(file.fileno(), offset - start, start)
     return start + before.rfind(b"\n") + 1 if b"\n" in before or not start else offset

@@ -34,6 +34,13 @@ class Mark(msgspec.Struct, frozen=True):
     at_seconds: float
 
 
+class Dates(msgspec.Struct, frozen=True):
+    """When what a log holds was written. What comes after `dated_bytes` was written since."""
+
+    marks: tuple[Mark, ...]
+    dated_bytes: int
+
+
 _NO_MARK = Mark(0, float("-inf"))
 
 
@@ -77,7 +84,7 @@ class ConsoleLog:
         status = self.path.stat()
         if self._seen_bytes < 0:
             # Of another daemon, or of nobody: what came since its last record is as old as the last write at most.
-            self._seen_bytes = min(dated_bytes(self.path), status.st_size)
+            self._seen_bytes = min(read_dates(self.path).dated_bytes, status.st_size)
         if status.st_size > self._seen_bytes:
             self._note([Mark(self._seen_bytes, status.st_mtime)], status.st_size)
         self._seen_bytes = status.st_size
@@ -129,16 +136,13 @@ class ConsoleLog:
 
     def _take_up_index(self, size: int) -> Mark:
         """What another object wrote of this log; the last mark in it."""
-        known = _read_index(self.path)
-        if known and known[-1].offset > size:
+        known = read_dates(self.path)
+        if known.dated_bytes > size:
             # A crash between beginning a log anew and beginning its index anew.
             self._replace_index()
-            known = ()
-        elif known:
-            # Half a record, which a full disk left, would put all that follow out of step.
-            os.truncate(self._index, len(known) * _RECORD.size)
-        self._marks = max(0, len(known) - 1)
-        return known[-2] if len(known) > 1 else _NO_MARK
+            return _NO_MARK
+        self._marks = len(known.marks)
+        return known.marks[-1] if known.marks else _NO_MARK
 
     def _replace_index(self, skipped: int = 0) -> None:
         """The index goes with its log, whose first `skipped` bytes were left out."""
@@ -156,15 +160,10 @@ def append_now(path: Path, data: bytes) -> None:
     ConsoleLog(path).append(data, (Mark(0, time.time()),))
 
 
-def read_marks(path: Path) -> tuple[Mark, ...]:
-    """When what a log holds was written; nothing for one that nobody dated."""
-    return _read_index(path)[:-1]
-
-
-def dated_bytes(path: Path) -> int:
-    """How much of a log is dated: what comes after it was written since."""
+def read_dates(path: Path) -> Dates:
+    """Of a log; there are none for one that nobody dated."""
     index = _read_index(path)
-    return index[-1].offset if index else 0
+    return Dates(index[:-1], index[-1].offset) if index else Dates((), 0)
 
 
 def _read_index(path: Path) -> tuple[Mark, ...]:
